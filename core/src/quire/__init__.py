@@ -1,0 +1,44 @@
+"""Quire: an LLM inference and serving engine whose every named part is a plugin.
+
+The names below are imported when they are first used; importing `quire` imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quire.api.config import EngineConfig as EngineConfig
+    from quire.api.outputs import CompletionOutput as CompletionOutput
+    from quire.api.outputs import Logprob as Logprob
+    from quire.api.outputs import Metric as Metric
+    from quire.api.outputs import RequestMetrics as RequestMetrics
+    from quire.api.outputs import RequestOutput as RequestOutput
+    from quire.api.request import SamplingParams as SamplingParams
+    from quire.engine.llm import LLM as LLM
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LLM": "quire.engine.llm",
+    "SamplingParams": "quire.api.request",
+    "EngineConfig": "quire.api.config",
+    "RequestOutput": "quire.api.outputs",
+    "CompletionOutput": "quire.api.outputs",
+    "Logprob": "quire.api.outputs",
+    "Metric": "quire.api.outputs",
+    "RequestMetrics": "quire.api.outputs",
+}
+
+__all__ = ["LLM", "CompletionOutput", "EngineConfig", "Logprob", "Metric", "RequestMetrics", "RequestOutput", "SamplingParams"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'quire' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,242 @@
+"""One engine configuration, of small sections.
+
+Keywords of `LLM`, CLI flags, `quire.toml` keys and the reference tables are derived from these
+models: every field name is unique over the sections, and its description is its help text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from quire.api.errors import ConfigError
+
+_SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def _parse_size(value: object) -> object:
+    """Read "16k" (16000), "16K" or "16Ki" (16384), "4GiB" and the like; leave anything else alone."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().removesuffix("B").removesuffix("b")
+    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
+        key = suffix if len(suffix) == 1 else suffix.capitalize()
+        if text.endswith(key) or text.endswith(suffix):
+            number = text[: -len(suffix)].strip()
+            try:
+                return int(float(number) * _SUFFIXES[suffix])
+            except ValueError:
+                return value
+    return text
+
+
+def _parse_dtype(value: object) -> object:
+    """Take torch dtypes and the aliases "half" and "float" by name."""
+    name = str(value).removeprefix("torch.")
+    return {"half": "float16", "float": "float32", "double": "float64"}.get(name, name)
+
+
+def _parse_path(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+Size = Annotated[int, BeforeValidator(_parse_size)]
+PathOrName = Annotated[str, BeforeValidator(_parse_path)]
+DTypeSetting = Annotated[
+    Literal["auto", "bfloat16", "float16", "float32", "float64"], BeforeValidator(_parse_dtype)
+]
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSettings(Section):
+    """Which model, and how its weights and text are read."""
+
+    model: PathOrName = Field("tiny", min_length=1, description="a folder, a name that a plugin resolves (tiny), or a hub id")
+    tokenizer: PathOrName | None = Field(None, description="folder or hub id of the tokenizer, if not the model's")
+    skip_tokenizer_init: bool = Field(False, description="load no tokenizer: prompts are token ids, texts are empty")
+    chat_template: PathOrName | None = Field(None, description="a jinja chat template, or a file that holds one")
+    dtype: DTypeSetting = Field(
+        "auto", description="of weights, activations and KV cache; auto is the checkpoint's (float16 runs as bfloat16 on CPUs)"
+    )
+    max_model_len: Size | None = Field(None, ge=1, description="longest context in tokens; by default what the model supports")
+    seed: int = Field(0, ge=0, lt=2**63, description="what requests without a seed of their own draw theirs from")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    trust_remote_code: bool = Field(False, description="refused: code comes from plugins only")
+
+
+class CacheSettings(Section):
+    """The KV cache."""
+
+    block_size: int = Field(16, ge=1, le=1024, description="tokens per KV block")
+    kv_cache_memory_bytes: Size | None = Field(None, ge=1, description="size of the KV cache; overrides gpu_memory_utilization")
+    gpu_memory_utilization: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="share of the GPU's memory for weights and KV cache; on a CPU half this share of the free memory is the KV cache's limit",
+    )
+    num_kv_blocks: int | None = Field(None, ge=1, description="exact number of KV blocks; overrides the two above")
+    enable_prefix_caching: bool = Field(True, description="share the KV blocks of common prefixes")
+
+
+class SchedulerSettings(Section):
+    """What runs in a step."""
+
+    max_num_seqs: Size = Field(256, ge=1, le=65536, description="most requests in one step")
+    max_num_batched_tokens: Size | None = Field(
+        None, ge=1, description="token budget of a step; by default 2048 (without chunked prefill at least max_model_len)"
+    )
+    enable_chunked_prefill: bool = Field(True, description="compute long prompts in parts, beside decodes")
+    scheduling_policy: str = Field("fcfs", min_length=1, description="order of requests: fcfs or priority")
+
+
+class DeviceSettings(Section):
+    """Where it runs."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    attention_backend: str | None = Field(None, description="name of an attention backend, if not the best that supports the device")
+    tensor_parallel_size: int = Field(1, ge=1, description="ranks that share each layer; this version runs 1")
+    enforce_eager: bool = Field(False, description="never capture steps as graphs")
+
+
+class PluginSettings(Section):
+    """Which plugins are loaded."""
+
+    allow: tuple[str, ...] | None = Field(None, description="load only these plugins")
+    deny: tuple[str, ...] = Field((), description="never load these plugins; wins over allow")
+    autoload: bool = Field(True, description="load every installed plugin that is not denied; false loads only the allowed")
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    "model": ModelSettings,
+    "cache": CacheSettings,
+    "scheduler": SchedulerSettings,
+    "device": DeviceSettings,
+}
+"""The sections whose fields are keywords of `LLM` and CLI flags; `plugins` has names of its own."""
+
+_ACCEPTED_DEFAULTS: Mapping[str, tuple[object, str]] = {
+    "use_v2_block_manager": (True, "block manager v2 is the only one"),
+    "quantization": (None, "no quantization method is registered; load a 16-bit checkpoint"),
+    "speculative_config": (None, "no drafter is registered; leave it out"),
+    "speculative_model": (None, "no drafter is registered; leave it out"),
+    "num_speculative_tokens": (None, "no drafter is registered; leave it out"),
+    "ngram_prompt_lookup_max": (None, "no drafter is registered; leave it out"),
+    "ngram_prompt_lookup_min": (None, "no drafter is registered; leave it out"),
+    "pipeline_parallel_size": (1, "this version runs one rank"),
+    "swap_space": (0, "preempted requests are recomputed, not swapped; leave it out"),
+    "load_format": ("auto", "only safetensors are read"),
+    "disable_log_stats": (True, "statistics are read with get_metrics()"),
+}
+"""vLLM keywords without a setting here: the value that changes nothing, and what to say of others."""
+
+
+class EngineConfig(Section):
+    """Everything that an engine is told."""
+
+    model: ModelSettings = ModelSettings()
+    cache: CacheSettings = CacheSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
+    device: DeviceSettings = DeviceSettings()
+    plugins: PluginSettings = PluginSettings()
+
+    @classmethod
+    def from_keywords(cls, keywords: Mapping[str, object], file: Path | None = None) -> EngineConfig:
+        """Build from flat keywords over the sections of a `quire.toml`.
+
+        Args:
+            keywords: field names of any section, and `plugins` (a PluginSettings or a mapping).
+            file: a TOML file of sections; its values yield to keywords.
+
+        Raises:
+            ConfigError: an unknown name (with the nearest valid one), a value out of bounds, or a
+                malformed file.
+        """
+        sections: dict[str, dict[str, object]] = read_toml(file) if file else {}
+        owner = {name: section for section, model in SECTIONS.items() for name in model.model_fields}
+        for name, value in keywords.items():
+            if name == "plugins":
+                sections["plugins"] = _plugin_keywords(value)
+            elif name in owner:
+                sections.setdefault(owner[name], {})[name] = value
+            else:
+                _check_foreign_keyword(name, value, [*owner, "plugins"])
+        return cls.validated(sections)
+
+    @classmethod
+    def validated(cls, sections: Mapping[str, object]) -> EngineConfig:
+        """Validate nested sections; pydantic's complaints become one ConfigError."""
+        try:
+            config = cls.model_validate(sections)
+        except ValidationError as error:
+            raise ConfigError(_describe(error)) from None
+        if config.model.trust_remote_code:
+            raise ConfigError(
+                "trust_remote_code=True is refused: Quire runs no code from checkpoints. Install a plugin that "
+                "registers the architecture (quire_register_models) and leave the setting out"
+            )
+        if config.device.tensor_parallel_size != 1:
+            raise ConfigError(
+                f"tensor_parallel_size={config.device.tensor_parallel_size}: this version runs one rank; give 1"
+            )
+        return config
+
+
+def read_toml(file: Path) -> dict[str, dict[str, object]]:
+    """The sections of a TOML file; ConfigError when it cannot be read or is not made of tables."""
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from None
+    for key, value in data.items():
+        if key not in EngineConfig.model_fields or not isinstance(value, dict):
+            valid = ", ".join(f"[{name}]" for name in EngineConfig.model_fields)
+            raise ConfigError(f"{file}: {key!r} is not a section; the sections are {valid}")
+    return cast("dict[str, dict[str, object]]", data)
+
+
+def _plugin_keywords(value: object) -> dict[str, object]:
+    if isinstance(value, PluginSettings):
+        return value.model_dump()
+    if isinstance(value, Mapping):
+        return {str(key): entry for key, entry in value.items()}
+    raise ConfigError(f"plugins={value!r}: give a mapping with allow, deny, autoload")
+
+
+def _check_foreign_keyword(name: str, value: object, valid: list[str]) -> None:
+    if name in _ACCEPTED_DEFAULTS:
+        neutral, explanation = _ACCEPTED_DEFAULTS[name]
+        if value is None or value == neutral or name == "disable_log_stats":
+            return
+        raise ConfigError(f"{name}={value!r} is not served: {explanation}")
+    near = difflib.get_close_matches(name, valid, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; valid are {', '.join(sorted(valid))}"
+    raise ConfigError(f"unknown setting {name!r}{hint}")
+
+
+def _describe(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False):
+        place = [str(part) for part in problem["loc"]]
+        name = place[-1] if place else "configuration"
+        if problem["type"] == "extra_forbidden":
+            section = SECTIONS.get(place[0], PluginSettings) if len(place) > 1 else EngineConfig
+            near = difflib.get_close_matches(name, list(section.model_fields), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(section.model_fields)}"
+            lines.append(f"unknown setting {'.'.join(place)!r}; {hint}")
+        else:
+            value: Any = problem.get("input")
+            lines.append(f"{name}={value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+    return "; ".join(lines)

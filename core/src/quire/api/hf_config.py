@@ -1,0 +1,133 @@
+"""Typed readers of a parsed config.json: what model plugins build their own configuration from.
+
+Every reader names the key, the value found and what was expected. A missing key and a null one are
+the same, as they are in Hugging Face's configurations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from quire.api.errors import CheckpointError, UnsupportedModelError
+
+HFConfig = Mapping[str, object]
+"""A parsed config.json, or an object inside it."""
+
+
+def require_int(config: HFConfig, name: str, *, minimum: int | None = None) -> int:
+    """The integer called `name`; raises CheckpointError when it is missing, not an integer or too small."""
+    value = optional_int(config, name, minimum=minimum)
+    if value is None:
+        raise _missing(name, "an integer")
+    return value
+
+
+def optional_int(config: HFConfig, name: str, *, minimum: int | None = None) -> int | None:
+    """Like `require_int`, with None for a missing or null key."""
+    value = config.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong_type(name, value, "an integer")
+    if minimum is not None and value < minimum:
+        raise CheckpointError(f"config.json: {name} is {value}; it must be at least {minimum}")
+    return value
+
+
+def require_float(config: HFConfig, name: str, *, above: float | None = None) -> float:
+    """The finite number called `name`, larger than `above`; raises CheckpointError otherwise."""
+    value = optional_float(config, name, above=above)
+    if value is None:
+        raise _missing(name, "a number")
+    return value
+
+
+def optional_float(config: HFConfig, name: str, *, above: float | None = None) -> float | None:
+    """Like `require_float`, with None for a missing or null key."""
+    value = config.get(name)
+    if value is None:
+        return None
+    number = _finite(name, value)
+    if above is not None and number <= above:
+        raise CheckpointError(f"config.json: {name} is {value}; it must be more than {above:g}")
+    return number
+
+
+def require_floats(config: HFConfig, name: str, *, length: int) -> tuple[float, ...]:
+    """The list of `length` finite numbers called `name`; raises CheckpointError otherwise."""
+    value = config.get(name)
+    if value is None:
+        raise _missing(name, f"a list of {length} numbers")
+    if not isinstance(value, list):
+        raise _wrong_type(name, value, f"a list of {length} numbers")
+    if len(value) != length:
+        raise CheckpointError(f"config.json: {name} has {len(value)} numbers; {length} are needed")
+    return tuple(_finite(f"{name}[{i}]", item) for i, item in enumerate(value))
+
+
+def optional_bool(config: HFConfig, name: str, *, default: bool) -> bool:
+    """The boolean called `name`, or `default`; raises CheckpointError for anything but true and false."""
+    value = config.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise _wrong_type(name, value, "true or false")
+    return value
+
+
+def optional_str(config: HFConfig, name: str, *, default: str) -> str:
+    """The string called `name`, or `default`; raises CheckpointError for anything but a string."""
+    value = config.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise _wrong_type(name, value, "a string")
+    return value
+
+
+def optional_strings(config: HFConfig, name: str) -> tuple[str, ...] | None:
+    """The list of strings called `name`, or None; raises CheckpointError for anything but such a list."""
+    value = config.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise _wrong_type(name, value, "a list of strings")
+    return tuple(value)
+
+
+def optional_mapping(config: HFConfig, name: str) -> HFConfig | None:
+    """The object called `name`, or None; raises CheckpointError for anything but an object."""
+    value = config.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _wrong_type(name, value, "an object")
+    return value
+
+
+def require_choice(config: HFConfig, name: str, choices: Mapping[str, str], *, default: str) -> str:
+    """What `choices` has for the string called `name`; raises UnsupportedModelError naming the choices."""
+    value = optional_str(config, name, default=default)
+    if value not in choices:
+        served = ", ".join(sorted(choices))
+        raise UnsupportedModelError(f"config.json: {name} {value!r} is not served; served are {served}")
+    return choices[value]
+
+
+def _finite(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong_type(name, value, "a number")
+    if not math.isfinite(value):
+        raise CheckpointError(f"config.json: {name} is {value}; it must be finite")
+    return float(value)
+
+
+def _missing(name: str, expected: str) -> CheckpointError:
+    return CheckpointError(f"config.json: {name} is missing; it must be {expected}")
+
+
+def _wrong_type(name: str, value: object, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"config.json: {name} is {value!r:.80} ({type(value).__name__}); it must be {expected}"
+    )

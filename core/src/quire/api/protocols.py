@@ -1,0 +1,255 @@
+"""What plugins implement, and what core gives them. Types only; torch is not imported at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from quire.api.batch import DeviceInfo, DTypeName, ForwardBatch
+from quire.api.outputs import Metric, RequestOutput
+from quire.api.request import SamplingParams
+from quire.api.step import StepPlan, StepResult
+
+if TYPE_CHECKING:
+    import argparse
+
+    from torch import Tensor, nn
+
+    from quire.api.specs import WeightMap
+
+
+@dataclass(slots=True, frozen=True)
+class AttentionParams:
+    """One attention layer's constants.
+
+    Attributes:
+        num_heads, num_kv_heads, head_size: H, K, D; H is a multiple of K and query head h reads
+            KV head h // (H // K).
+        scale: multiplies the scores before the softmax.
+        window: None, or how many latest tokens (itself included) a query sees.
+        alibi_slopes: None, or one slope per query head: adds `slope * (key_pos - query_pos)`.
+        logit_cap: None, or c in `c * tanh(score / c)`.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    scale: float
+    window: int | None = None
+    alibi_slopes: tuple[float, ...] | None = None
+    logit_cap: float | None = None
+
+
+@runtime_checkable
+class AttentionBackend(Protocol):
+    """Owns the layout of the KV cache and computes attention over it."""
+
+    name: str
+
+    def kv_cache_shape(self, num_blocks: int, block_size: int, params: AttentionParams) -> tuple[int, ...]:
+        """Shape of one layer's cache tensor, in the model's dtype, K and V together."""
+        ...
+
+    def prepare(self, batch: ForwardBatch) -> object:
+        """What all layers of this step share (masks, groupings); stored in `batch.attention`."""
+        ...
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, kv_cache: Tensor, params: AttentionParams, batch: ForwardBatch
+    ) -> Tensor:
+        """Write this step's keys and values, then attend causally over each request's context.
+
+        All KV of the step is written before any is read: a request may read blocks that another
+        one writes in the same step.
+
+        Args:
+            query: [T, H, D]. key, value: [T, K, D]; last dimension contiguous.
+            kv_cache: one layer's cache, written in place at `batch.slot_mapping`.
+
+        Returns:
+            [T, H * D], the query's dtype.
+        """
+        ...
+
+    def copy_blocks(self, kv_caches: Sequence[Tensor], source_ids: Tensor, destination_ids: Tensor) -> None:
+        """Copy whole blocks in every layer, in place. Ids: int64 [N]; no id is both source and destination."""
+        ...
+
+
+class Ops(Protocol):
+    """The op table as models see it: each attribute is the implementation bound for this device and dtype."""
+
+    def __getattr__(self, name: str) -> Callable[..., Tensor]:
+        """The op called `name`; raises PluginError (an AttributeError too) naming the registered ones."""
+        ...
+
+
+class BuildContext(Protocol):
+    """What a model is built with. Model code asks nothing else of its surroundings.
+
+    Attributes:
+        dtype: the model's dtype, by name. device: where it runs. ops: the op table.
+        max_model_len: longest context that will be asked for (rope tables, learned positions).
+    """
+
+    dtype: DTypeName
+    device: DeviceInfo
+    ops: Ops
+    max_model_len: int
+
+    def linear(self, in_features: int, parts: Mapping[str, int], *, bias: bool = False) -> nn.Module:
+        """A linear layer whose output is the named parts side by side: `parts` maps name to width.
+
+        Call it with [T, in_features]; it gives [T, sum of widths]. Parts are loaded (and, later,
+        quantized and sharded) separately and computed in one product.
+        """
+        ...
+
+    def embedding(self, num_embeddings: int, embedding_dim: int) -> nn.Module:
+        """A token embedding: int64 [T] to [T, embedding_dim]."""
+        ...
+
+    def lm_head(
+        self, in_features: int, vocab_size: int, *, bias: bool = False, tied_to: nn.Module | None = None
+    ) -> nn.Module:
+        """The output projection: [L, in_features] to [L, vocab_size]; `tied_to` shares an embedding's weight."""
+        ...
+
+    def attention(self, params: AttentionParams) -> nn.Module:
+        """An attention layer with its KV cache: called with (query, key, value, batch), see AttentionBackend."""
+        ...
+
+    def layers(self, num_layers: int, build: Callable[[int], nn.Module]) -> nn.ModuleList:
+        """The decoder layers. `build(i)` makes the i-th; core may skip those that another rank runs."""
+        ...
+
+
+class Model(Protocol):
+    """A decoder-only model: an `nn.Module` with `embed`, `layers`, `finish` and `logits`.
+
+    Core computes `x = embed(batch)`, then `x = layer(x, batch)` for each of `layers`, selects the
+    rows whose logits are needed, and gives them to `finish` and `logits`.
+    """
+
+    layers: nn.ModuleList
+
+    def embed(self, batch: ForwardBatch) -> Tensor:
+        """Token (and position) embeddings: [T, E]."""
+        ...
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """The final norm: [L, E] to [L, E]."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[L, E] to [L, V]."""
+        ...
+
+
+class ModelFactory(Protocol):
+    """What `ModelSpec.factory` names: usually the model class itself.
+
+    `parse_config` gets the parsed config.json and raises UnsupportedModelError for traits that the
+    model does not serve. It is called with no torch objects around and must be cheap.
+    """
+
+    def parse_config(self, hf_config: Mapping[str, object]) -> ModelConfig:
+        """The typed configuration."""
+        ...
+
+    def weight_map(self, config: ModelConfig) -> WeightMap:
+        """Where the checkpoint's tensors go."""
+        ...
+
+    def __call__(self, config: ModelConfig, ctx: BuildContext) -> Model:
+        """Build the model with uninitialized weights."""
+        ...
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+    """What core must know of any architecture; each model's own typed config has these and more."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the logits' width."""
+        ...
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Longest context that the weights support."""
+        ...
+
+    @property
+    def num_attention_heads(self) -> int:
+        """H."""
+        ...
+
+    @property
+    def rope_switch_len(self) -> int | None:
+        """Length past which the rotary scaling depends on a request's own length (dynamic, longrope).
+
+        Requests that may grow past it share no prefix blocks. None: never.
+        """
+        ...
+
+
+class PendingStep(Protocol):
+    """A step that an executor has accepted."""
+
+    def result(self) -> StepResult:
+        """Wait for the step and return its result; raises StepError when the step as a whole failed."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs step plans on one or more workers."""
+
+    def submit(self, plan: StepPlan) -> PendingStep:
+        """Accept a plan; plans are run in the order of submission."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; idempotent."""
+        ...
+
+
+class TokenizerLike(Protocol):
+    """What core needs of a tokenizer."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        ...
+
+
+class EngineClient(Protocol):
+    """What a server needs of an engine, in this process or another."""
+
+    def stream(self, prompt: object, params: SamplingParams) -> Iterator[RequestOutput]:
+        """Submit a prompt and yield its cumulative outputs."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request now; unknown ids are ignored."""
+        ...
+
+    def get_metrics(self) -> list[Metric]:
+        """The engine's figures."""
+        ...
+
+
+class Command(Protocol):
+    """A CLI command: what `CommandSpec.factory` makes."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare flags; must not import torch."""
+        ...
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do the work; the result is the exit status."""
+        ...

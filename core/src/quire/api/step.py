@@ -1,0 +1,117 @@
+"""What the scheduler and an executor exchange: a plan of one step, and its result. Ints only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quire.api.request import SamplingParams
+
+
+@dataclass(slots=True, frozen=True)
+class SlotAssignment:
+    """A request takes a slot: all that the runner must know of it. Replaces what the slot held.
+
+    Attributes:
+        token_ids: prompt and earlier output (after a preemption the output is old output).
+        num_prompt_tokens: how many of `token_ids` are prompt.
+        stop_token_ids: EOS and stop tokens, not sampled before `min_tokens` outputs.
+    """
+
+    slot: int
+    request_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    params: SamplingParams
+    seed: int
+    stop_token_ids: frozenset[int]
+
+
+@dataclass(slots=True, frozen=True)
+class PlanRow:
+    """One request's part in a step.
+
+    Attributes:
+        slot: the runner's slot of the request.
+        start: position of the first scheduled token (the tokens before it are computed).
+        num_tokens: scheduled tokens; the runner knows their ids.
+        is_sampled: whether a token is sampled from the last scheduled token's logits. False for
+            a prompt chunk that is not the last.
+    """
+
+    slot: int
+    start: int
+    num_tokens: int
+    is_sampled: bool
+
+
+@dataclass(slots=True, frozen=True)
+class BlockTableUpdate:
+    """`block_ids` go into the slot's block table from `first_index` on (a new or replaced tail)."""
+
+    slot: int
+    first_index: int
+    block_ids: list[int]
+
+
+@dataclass(slots=True, frozen=True)
+class StepPlan:
+    """One step. The runner applies, in order: assignments, table updates, block copies, rows.
+
+    Attributes:
+        rows: decodes and prompt chunks in the scheduler's order.
+        block_copies: (source, destination) block ids to copy before the forward pass.
+    """
+
+    step_id: int
+    assignments: list[SlotAssignment]
+    table_updates: list[BlockTableUpdate]
+    block_copies: list[tuple[int, int]]
+    rows: list[PlanRow]
+
+    @property
+    def num_tokens(self) -> int:
+        """Scheduled tokens over all rows."""
+        return sum(row.num_tokens for row in self.rows)
+
+
+@dataclass(slots=True, frozen=True)
+class TokenLogprobs:
+    """Log-probabilities at one position.
+
+    Attributes:
+        token_id: the sampled token, or the prompt's token.
+        logprob, rank: of that token; rank 1 is the likeliest.
+        top_ids, top_logprobs: the likeliest tokens, best first; as many as were asked for.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+@dataclass(slots=True, frozen=True)
+class RowResult:
+    """What one plan row gave.
+
+    Attributes:
+        token_ids: sampled tokens; empty for a chunk that is not the last, or on an error.
+        logprobs: one per sampled token, where asked for.
+        prompt_logprobs: of prompt positions start+1 .. start+num_tokens that lie in the prompt.
+        error: why this row alone failed, e.g. "logits are not finite".
+    """
+
+    slot: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class StepResult:
+    """The rows of a plan, in its order."""
+
+    step_id: int
+    rows: list[RowResult] = field(default_factory=list)

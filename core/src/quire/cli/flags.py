@@ -1,0 +1,195 @@
+"""Flags derived from the models of the configuration and of the sampling parameters."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from quire.api.config import SECTIONS
+from quire.api.errors import ConfigError
+from quire.api.request import SamplingParams
+from quire.cli.docstrings import argument_help
+
+CLI_SAMPLING_DEFAULTS: tuple[tuple[str, object], ...] = (("temperature", 0.0), ("max_tokens", 256))
+"""Where the command line departs from the defaults of SamplingParams."""
+
+
+@dataclass(slots=True, frozen=True)
+class Setting:
+    """A field of a model, as a flag.
+
+    Attributes:
+        name: the field's name, which is the keyword of `LLM` or `SamplingParams`.
+        flag: without the dashes in front.
+        annotation: its type. default: shown in the help; the flag itself has none.
+    """
+
+    name: str
+    flag: str
+    annotation: object
+    default: object
+    help: str
+
+    @property
+    def dest(self) -> str:
+        """Where argparse stores it."""
+        return self.flag.replace("-", "_")
+
+
+def engine_settings() -> dict[str, list[Setting]]:
+    """The fields of each section of EngineConfig.
+
+    A name that SamplingParams has too (seed) gets the flag `--engine-NAME`.
+    """
+    sampling = {entry.name for entry in dataclasses.fields(SamplingParams)}
+    sections: dict[str, list[Setting]] = {}
+    for section, model in SECTIONS.items():
+        sections[section] = [
+            Setting(
+                name,
+                ("engine-" if name in sampling else "") + name.replace("_", "-"),
+                entry.annotation,
+                entry.default,
+                entry.description or "",
+            )
+            for name, entry in model.model_fields.items()
+        ]
+    return sections
+
+
+def sampling_settings() -> list[Setting]:
+    """The fields of SamplingParams, with the command line's defaults."""
+    hints = typing.get_type_hints(SamplingParams)
+    texts = argument_help(SamplingParams.__doc__ or "")
+    defaults = dict(CLI_SAMPLING_DEFAULTS)
+    return [
+        Setting(
+            entry.name,
+            entry.name.replace("_", "-"),
+            hints[entry.name],
+            defaults.get(entry.name, entry.default),
+            texts.get(entry.name, entry.name.replace("_", " ")),
+        )
+        for entry in dataclasses.fields(SamplingParams)
+    ]
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare a flag for every field of EngineConfig."""
+    for section, settings in engine_settings().items():
+        group = parser.add_argument_group(section)
+        for setting in settings:
+            _add(group, setting)
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare a flag for every field of SamplingParams."""
+    group = parser.add_argument_group("sampling")
+    for setting in sampling_settings():
+        _add(group, setting)
+
+
+def engine_keywords(args: argparse.Namespace) -> dict[str, object]:
+    """The engine's fields that were given as flags."""
+    every = [setting for settings in engine_settings().values() for setting in settings]
+    return _given(args, every)
+
+
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """The sampling parameters that the flags make; SamplingParamsError when out of bounds."""
+    keywords: dict[str, typing.Any] = {**dict(CLI_SAMPLING_DEFAULTS), **_given(args, sampling_settings())}
+    return SamplingParams(**keywords)
+
+
+def _given(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, object]:
+    values = vars(args)
+    return {setting.name: values[setting.dest] for setting in settings if setting.dest in values}
+
+
+def _add(group: argparse._ArgumentGroup, setting: Setting) -> None:
+    text = setting.help.replace("%", "%%")
+    if setting.default not in (None, ()):
+        text = f"{text} (default: {setting.default})"
+    flag = f"--{setting.flag}"
+    kind = _plain(setting.annotation)
+    if kind is bool:
+        action = argparse.BooleanOptionalAction
+        group.add_argument(flag, action=action, default=argparse.SUPPRESS, help=text)
+        return
+    if typing.get_origin(kind) is typing.Literal:
+        choices = typing.get_args(kind)
+        group.add_argument(flag, choices=choices, default=argparse.SUPPRESS, help=text)
+        return
+    if _is_sequence(kind):
+        convert = int if int in typing.get_args(kind) else str
+        group.add_argument(
+            flag,
+            action="append",
+            type=convert,
+            metavar="X",
+            default=argparse.SUPPRESS,
+            help=f"{text}; repeatable",
+        )
+        return
+    group.add_argument(
+        flag, type=_converter(kind), metavar=_metavar(kind), default=argparse.SUPPRESS, help=text
+    )
+
+
+def _plain(annotation: object) -> object:
+    """The type without None and Annotated; of `str | Sequence[str]` the sequence."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _plain(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        options = [_plain(option) for option in typing.get_args(annotation) if option is not type(None)]
+        return next((option for option in options if _is_sequence(option)), options[0])
+    return annotation
+
+
+def _is_sequence(kind: object) -> bool:
+    origin = typing.get_origin(kind)
+    return isinstance(origin, type) and issubclass(origin, Sequence)
+
+
+def _is_mapping(kind: object) -> bool:
+    origin = typing.get_origin(kind)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _converter(kind: object) -> Callable[[str], object]:
+    if kind in (int, float):
+        return _number
+    return _mapping if _is_mapping(kind) else str
+
+
+def _number(text: str) -> object:
+    """A number where the text is one; the models read sizes ("16Ki") and refuse the rest by name."""
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _mapping(text: str) -> object:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{text!r} is not JSON ({error}): give an object such as '{{\"5\": -2.0}}'"
+        ) from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{text!r} is not a JSON object: give one such as '{{\"5\": -2.0}}'")
+    return {int(key) if key.lstrip("-").isdigit() else key: entry for key, entry in value.items()}
+
+
+def _metavar(kind: object) -> str:
+    if kind in (int, float):
+        return "N"
+    return "JSON" if _is_mapping(kind) else "X"

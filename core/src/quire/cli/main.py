@@ -1,0 +1,91 @@
+"""`quire`: finds the commands, hands over to one, and turns errors into one clear line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import cast
+
+from quire.api.errors import QuireError
+from quire.api.protocols import Command
+from quire.cli.plugin_flags import read_plugin_settings
+from quire.plugins import PluginHost, resolve_factory
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (2 after an error that Quire raised on purpose)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    is_debugging = "--debug" in arguments
+    try:
+        return _dispatch(arguments)
+    except QuireError as error:
+        if is_debugging:
+            traceback.print_exc()
+        print(f"quire: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("quire: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`| head`); keep the interpreter from complaining once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    host = PluginHost.discover(read_plugin_settings(arguments), strict=False)
+    parser, subparsers = _parser()
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    command: Command | None = None
+    for spec in host.commands.specs():
+        subparser = subparsers.add_parser(
+            spec.name,
+            help=spec.help,
+            description=f"{spec.help[:1].upper()}{spec.help[1:]}.",
+            allow_abbrev=False,
+        )
+        if spec.name == chosen:
+            registration = host.commands.registration(spec.name)
+            command = cast(type[Command], resolve_factory(spec.factory, registration))()
+            command.add_arguments(subparser)
+            subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if chosen != "plugins":
+        _warn_of_failures(host)
+    args = parser.parse_args(arguments)
+    if command is None:
+        parser.print_help()
+        return 0
+    return command.run(args)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(
+        prog="quire", description="LLM inference, built of plugins.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser, parser.add_subparsers(dest="command", metavar="COMMAND")
+
+
+class _PrintVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from quire.plugins.builtin import core_version
+
+        print(f"quire {core_version()}")
+        parser.exit()
+
+
+def _warn_of_failures(host: PluginHost) -> None:
+    for record in host.records:
+        if not record.is_enabled and record.error is not None:
+            print(
+                f"quire: warning: plugin {record.name!r} ({record.candidate.origin}) failed: "
+                f"{record.reason} (see `quire plugins list`)",
+                file=sys.stderr,
+            )

@@ -1,0 +1,239 @@
+"""From logits to tokens. A row's result depends on that row and its slot alone, never on its batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from quire.api.step import TokenLogprobs
+from quire.execution.logprobs import NOT_FINITE, token_logprobs
+from quire.execution.philox import Purpose, uniform
+from quire.execution.sampling_state import IntArray, LogitEdits, SamplingState
+
+NOTHING_LEFT = "no token can be sampled: bias, penalties and min_tokens left no finite logit"
+FloatArray = npt.NDArray[np.floating]
+
+_BLOCK = 256
+_MIN_ROWS = 8
+
+
+@dataclass(slots=True, frozen=True)
+class SampledRows:
+    """One entry per row, in the rows' order.
+
+    Attributes:
+        token_ids: the sampled token; None where the row failed.
+        logprobs: None where not asked for, or where the row failed.
+        errors: why a row failed, else None.
+    """
+
+    token_ids: list[int | None]
+    logprobs: list[TokenLogprobs | None]
+    errors: list[str | None]
+
+
+class Sampler:
+    """Samples one token per row. Keeps a scratch buffer: one caller at a time."""
+
+    def __init__(self) -> None:
+        self._scratch: Tensor | None = None
+
+    def sample(self, logits: Tensor, slots: Sequence[int], state: SamplingState) -> SampledRows:
+        """Sample the next token of each row's slot; the state is read, not changed.
+
+        In order: logit_bias, min_tokens, penalties, temperature, min_p, top_k, top_p, as in vLLM.
+        Greedy ties go to the lowest id. Draws are for output position `state.num_output_tokens`.
+
+        Args:
+            logits: [L, V], any floating dtype and device; not changed. slots: L slots.
+        """
+        if not slots:
+            return SampledRows([], [], [])
+        rows = np.asarray(slots, dtype=np.int64)
+        needs_edits = state.needs_edits(rows)
+        is_random = state.temperature[rows] > 0.0
+        work = self._load(logits)
+        best, best_ids = work[:, : logits.shape[1]].max(-1)
+        is_finite = best.isfinite().cpu().numpy()
+        errors: list[str | None] = [None if finite else NOT_FINITE for finite in is_finite]
+        token_ids: list[int | None] = best_ids.tolist()
+        pending = np.flatnonzero((needs_edits | is_random) & is_finite)
+        if len(pending):
+            chosen, failed = self._choose(work, pending, rows[pending], state)
+            for index, token_id, is_failed in zip(pending.tolist(), chosen, failed, strict=True):
+                token_ids[index] = token_id
+                errors[index] = NOTHING_LEFT if is_failed else None
+        sampled = [None if error else token_id for token_id, error in zip(token_ids, errors, strict=True)]
+        return SampledRows(sampled, _gather_logprobs(logits, slots, sampled, state), errors)
+
+    def _load(self, logits: Tensor) -> Tensor:
+        """The logits in float32 (float64 stays) in the scratch buffer, rows padded to whole blocks with -inf."""
+        num_rows, vocab_size = logits.shape
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        width = math.ceil(vocab_size / _BLOCK) * _BLOCK
+        buffer = self._scratch
+        fits = buffer is not None and buffer.shape[0] >= num_rows and buffer.shape[1] == width
+        if buffer is None or not fits or buffer.dtype != dtype or buffer.device != logits.device:
+            capacity = max(_MIN_ROWS, 1 << (num_rows - 1).bit_length())
+            buffer = torch.empty((capacity, width), dtype=dtype, device=logits.device)
+            self._scratch = buffer
+        work = buffer[:num_rows]
+        work[:, :vocab_size].copy_(logits)
+        work[:, vocab_size:] = -torch.inf
+        return work
+
+    def _choose(
+        self, work: Tensor, indices: IntArray, slots: IntArray, state: SamplingState
+    ) -> tuple[list[int], list[bool]]:
+        """Tokens of the rows that are not plainly greedy, and which of them have no token left."""
+        if len(indices) < len(work):
+            work = work[torch.from_numpy(indices).to(work.device)]
+        below_min_tokens = state.is_below_min_tokens(slots)
+        for position in np.flatnonzero(state.needs_edits(slots)).tolist():
+            edits = state.edits[slots[position]]
+            if edits is not None:
+                _edit_row(work[position], edits, bool(below_min_tokens[position]))
+        best, best_ids = work.max(-1)
+        failed: list[bool] = (~best.isfinite()).tolist()
+        chosen: list[int] = best_ids.tolist()
+        positions = [i for i in np.flatnonzero(state.temperature[slots] > 0.0).tolist() if not failed[i]]
+        if positions:
+            if len(positions) < len(work):
+                selected = torch.tensor(positions, device=work.device)
+                work, best = work[selected], best[selected]
+            tokens = _draw_tokens(work, best, slots[positions], state)
+            for position, token_id in zip(positions, tokens, strict=True):
+                chosen[position] = token_id
+        return chosen, failed
+
+
+def _edit_row(row: Tensor, edits: LogitEdits, is_below_min_tokens: bool) -> None:
+    """Apply bias, the min_tokens mask and penalties to one row, in place."""
+    if len(edits.bias_ids):
+        row[_to(edits.bias_ids, row)] += torch.from_numpy(edits.bias_values).to(row.device, row.dtype)
+    if is_below_min_tokens:
+        row[_to(edits.stop_ids, row)] = -torch.inf
+    if edits.counts is None:
+        return
+    ids = _to(edits.counts.token_ids, row)
+    counts = torch.from_numpy(edits.counts.output_counts).to(row.device, row.dtype)
+    values = row[ids]
+    if edits.repetition_penalty != 1.0:
+        factor = edits.repetition_penalty
+        values = torch.where(values > 0, values / factor, values * factor)
+    values -= edits.frequency_penalty * counts
+    values -= edits.presence_penalty * (counts > 0)
+    row[ids] = values
+
+
+def _to(ids: IntArray, row: Tensor) -> Tensor:
+    return torch.from_numpy(ids).to(row.device)
+
+
+def _draw_tokens(work: Tensor, best: Tensor, slots: IntArray, state: SamplingState) -> list[int]:
+    """Temperature, filters, and one draw per row. `work` is overwritten; `best` is its rows' maxima."""
+    temperature = torch.from_numpy(state.temperature[slots]).to(work.device, work.dtype)
+    work.sub_(best[:, None]).div_(temperature[:, None])
+    min_p, top_k, top_p = state.min_p[slots], state.top_k[slots], state.top_p[slots]
+    for position in np.flatnonzero((min_p > 0.0) | (top_k > 0) | (top_p < 1.0)).tolist():
+        row = work[position]
+        if min_p[position] > 0.0:
+            row[row < math.log(min_p[position])] = -torch.inf
+        if top_k[position] > 0 or top_p[position] < 1.0:
+            values = row.cpu().numpy()
+            truncate(values, int(top_k[position]), float(top_p[position]))
+            if row.device.type != "cpu":
+                row.copy_(torch.from_numpy(values))
+    draws = uniform(state.seeds[slots], state.num_output_tokens[slots], Purpose.TOKEN)
+    torch.exp(work, out=work)
+    return invert_cdf(work, torch.from_numpy(draws).to(work.device)).tolist()  # type: ignore[no-any-return]
+
+
+def truncate(row: FloatArray, top_k: int, top_p: float) -> None:
+    """Set what top_k and then top_p drop to -inf, in place; of equal values the lowest ids stay.
+
+    Only candidates are sorted: those of top_k or, without it, those above a bound below which all
+    tokens together weigh less than what top_p drops.
+
+    Args:
+        row: [V], log-probabilities up to a constant, the largest 0. top_k: 0 keeps all.
+    """
+    if top_k > 0:
+        values = np.partition(row, len(row) - top_k)[len(row) - top_k :]
+        _keep(row, float(values[0]), top_k)
+        if top_p >= 1.0:
+            return
+    else:
+        # A token below the bound weighs less than (1 - top_p) / V of the likeliest one alone.
+        bound = math.log1p(-top_p) - math.log(len(row)) - 1.0 if top_p < 1.0 else -math.inf
+        values = row[row >= bound]
+    total = np.exp(row, dtype=np.float64).sum()
+    values = np.sort(values)[::-1]
+    reached = np.cumsum(np.exp(values, dtype=np.float64))
+    count = min(int(np.searchsorted(reached, top_p * total)) + 1, len(values))
+    _keep(row, float(values[count - 1]), count)
+
+
+def _keep(row: FloatArray, threshold: float, count: int) -> None:
+    """Keep the `count` likeliest, whose least is `threshold`; of those equal to it the lowest ids."""
+    is_tied = row == threshold
+    num_above = int(np.count_nonzero(row > threshold))
+    row[row < threshold] = -np.inf
+    row[np.flatnonzero(is_tied)[max(0, count - num_above) :]] = -np.inf
+
+
+def invert_cdf(weights: Tensor, draws: Tensor) -> Tensor:
+    """The token at which the cumulated weights, in id order, pass `draw` of their total.
+
+    Two levels: whole blocks, then the tokens of one block, both cumulated in float64. Tokens of
+    weight 0 are never chosen.
+
+    Args:
+        weights: [R, a multiple of the block], not negative, each row's total positive.
+        draws: float64 [R] in [0, 1).
+
+    Returns:
+        int64 [R].
+    """
+    blocks = weights.view(len(weights), -1, _BLOCK)
+    block_ends = blocks.sum(-1).double().cumsum(-1)  # [R, blocks]
+    block_ids, inside = _locate(block_ends, draws * block_ends[:, -1])
+    chosen = blocks[torch.arange(len(weights), device=weights.device), block_ids]  # [R, _BLOCK]
+    token_ids, _ = _locate(chosen.double().cumsum(-1), inside)
+    return block_ids * _BLOCK + token_ids
+
+
+def _locate(ends: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the first end past each target, kept below the last end, and the target's offset in it."""
+    limits = torch.nextafter(ends[:, -1], torch.zeros_like(targets))
+    bounded = torch.minimum(targets, limits)
+    index = torch.searchsorted(ends, bounded[:, None], right=True)
+    starts = torch.where(index > 0, ends.gather(1, (index - 1).clamp_min(0)), 0.0)
+    return index[:, 0], (bounded - starts[:, 0]).clamp_min(0.0)
+
+
+def _gather_logprobs(
+    logits: Tensor, slots: Sequence[int], token_ids: Sequence[int | None], state: SamplingState
+) -> list[TokenLogprobs | None]:
+    """Log-probabilities of the rows that ask for them, from the unchanged logits."""
+    results: list[TokenLogprobs | None] = [None] * len(token_ids)
+    asking: list[int] = []
+    ids: list[int] = []
+    counts: list[int] = []
+    for index, (slot, token_id) in enumerate(zip(slots, token_ids, strict=True)):
+        count = state.num_logprobs[slot]
+        if token_id is not None and count is not None:
+            asking.append(index)
+            ids.append(token_id)
+            counts.append(count)
+    if asking:
+        rows = logits if len(asking) == len(token_ids) else logits[torch.tensor(asking, device=logits.device)]
+        for index, entry in zip(asking, token_logprobs(rows, ids, counts), strict=True):
+            results[index] = entry
+    return results

@@ -1,0 +1,1 @@
+"""Which token of which request lies in which block of the KV cache. Ints only."""

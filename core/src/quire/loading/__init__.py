@@ -1,0 +1,1 @@
+"""From a model's folder to weights in place: config.json, safetensors, the weight map."""

@@ -1,0 +1,1 @@
+"""What models are made of. Model plugins import from here and from `quire.api` only."""

@@ -1,0 +1,49 @@
+"""The attention layer of a model: its constants, its KV cache, and the backend that computes it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from quire.api.batch import ForwardBatch
+from quire.api.protocols import AttentionBackend, AttentionParams
+
+
+class Attention(nn.Module):
+    """Causal attention over each request's paged context.
+
+    The KV cache belongs to the runner, which binds one tensor per layer before the first step.
+    """
+
+    def __init__(self, params: AttentionParams, backend: AttentionBackend) -> None:
+        super().__init__()
+        self.params = params
+        self.backend = backend
+        self.kv_cache = torch.empty(0)
+        self._compute = backend.forward
+
+    def kv_cache_shape(self, num_blocks: int, block_size: int) -> tuple[int, ...]:
+        """Shape of the tensor that `bind_kv_cache` takes."""
+        return self.backend.kv_cache_shape(num_blocks, block_size, self.params)
+
+    def bind_kv_cache(self, kv_cache: Tensor) -> None:
+        """Use `kv_cache` (see `kv_cache_shape`; the model's dtype and device) from now on; not copied."""
+        self.kv_cache = kv_cache
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
+        """Write this step's keys and values, and attend.
+
+        Args:
+            query: [T, H, D] or [T, H * D]. key, value: [T, K, D] or [T, K * D]; views of a wider
+                tensor are fine as long as the last dimension is contiguous.
+            batch: the step, prepared by the same backend.
+
+        Returns:
+            [T, H * D], the query's dtype.
+        """
+        if query.dim() == 2:
+            params = self.params
+            query = query.unflatten(-1, (params.num_heads, params.head_size))
+            key = key.unflatten(-1, (params.num_kv_heads, params.head_size))
+            value = value.unflatten(-1, (params.num_kv_heads, params.head_size))
+        return self._compute(query, key, value, self.kv_cache, self.params, batch)

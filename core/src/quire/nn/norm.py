@@ -1,0 +1,59 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from quire.api.protocols import BuildContext
+from quire.nn.dtypes import torch_device, torch_dtype
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x^2) + eps)`, in float32, rounded to x's dtype, times the weight.
+
+    Source: Zhang and Sennrich 2019; the order of the roundings is LlamaRMSNorm's in transformers.
+    """
+
+    def __init__(self, size: int, eps: float, ctx: BuildContext) -> None:
+        """Make an uninitialized weight of `size` values in the model's dtype."""
+        super().__init__()
+        self.eps = eps
+        self.weight = _uninitialized(size, ctx)
+        self._op = ctx.ops.rms_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, size] to [T, size], a new tensor of the same dtype."""
+        return self._op(x, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        """Shown by print(model)."""
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class LayerNorm(nn.Module):
+    """Zero mean and unit variance over the last dimension, times the weight, plus the bias.
+
+    Source: Ba et al. 2016; numerics are `torch.nn.functional.layer_norm`'s.
+    """
+
+    def __init__(self, size: int, eps: float, ctx: BuildContext, *, bias: bool = True) -> None:
+        """Make an uninitialized weight (and bias) of `size` values in the model's dtype."""
+        super().__init__()
+        self.eps = eps
+        self.weight = _uninitialized(size, ctx)
+        self.bias = _uninitialized(size, ctx) if bias else None
+        self._op = ctx.ops.layer_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, size] to [T, size], a new tensor of the same dtype."""
+        return self._op(x, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        """Shown by print(model)."""
+        return f"{self.weight.shape[0]}, eps={self.eps}, bias={self.bias is not None}"
+
+
+def _uninitialized(size: int, ctx: BuildContext) -> nn.Parameter:
+    values = torch.empty(size, dtype=torch_dtype(ctx.dtype), device=torch_device(ctx.device))
+    return nn.Parameter(values, requires_grad=False)

@@ -1,0 +1,101 @@
+"""Rotary position embedding: one module per model, its rows shared by the layers of a step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from quire.api.batch import ForwardBatch
+from quire.api.protocols import BuildContext
+from quire.nn.dtypes import torch_device, torch_dtype
+from quire.nn.rope_config import DynamicScaling, LongRopeScaling, RopeConfig
+from quire.nn.rope_frequencies import (
+    attention_factor,
+    dynamic_inverse_frequencies,
+    inverse_frequencies,
+    long_inverse_frequencies,
+)
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotates queries and keys by their positions (RoPE), with all scalings of transformers 5.
+
+    Angles, cosines and sines are float32, rounded once to the model's dtype; the rotation itself runs
+    in that dtype, as in Hugging Face's models. Scalings that depend on the sequence's length read it
+    per token from `batch.rope_lens`, so the result does not depend on how a prompt was chunked.
+
+    Memory: two tables of `ctx.max_model_len` rows (four for LongRoPE, none for dynamic NTK).
+
+    Source: Su et al. 2021; transformers 5, modeling_rope_utils.py.
+    """
+
+    def __init__(self, config: RopeConfig, ctx: BuildContext, *, interleaved: bool = False) -> None:
+        """Compute the tables.
+
+        Args:
+            config: see `parse_rope_config`.
+            ctx: the build context.
+            interleaved: pairs are (0, 1), (2, 3), ... (GPT-J) instead of (0, R/2), (1, R/2 + 1), ...
+        """
+        super().__init__()
+        self.config = config
+        self.interleaved = interleaved
+        self._op = ctx.ops.rotary
+        self._dtype = torch_dtype(ctx.dtype)
+        self._max_len = ctx.max_model_len
+        self._factor = attention_factor(config)
+        self._key = (RotaryEmbedding, config, self._dtype)
+        self._tables = self._make_tables(torch_device(ctx.device))
+
+    def forward(self, query: Tensor, key: Tensor, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        """Rotate the first `config.rotary_dim` dimensions of every head; the others pass unchanged.
+
+        Args:
+            query: [T, H, D]. key: [T, K, D]; the model's dtype, last dimension contiguous.
+            batch: gives positions and lengths; its scratch keeps the step's rows for the next layer.
+
+        Returns:
+            New tensors of the same shapes.
+        """
+        rows = batch.scratch.get(self._key)
+        if not isinstance(rows, tuple):
+            rows = self.rows(batch.positions, batch.rope_lens)
+            batch.scratch[self._key] = rows
+        cos, sin = rows
+        rotated_query, rotated_key = self._op(query, key, cos, sin, self.interleaved)
+        return rotated_query, rotated_key
+
+    def rows(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of tokens.
+
+        Args:
+            positions, lengths: int64 [T]; lengths are read by length-dependent scalings only.
+
+        Returns:
+            cos and sin, each [T, R / 2] in the model's dtype.
+        """
+        scaling = self.config.scaling
+        if isinstance(scaling, DynamicScaling):
+            return self._cos_sin(positions, dynamic_inverse_frequencies(self.config, scaling, lengths))
+        if self._tables is None:
+            raise RuntimeError("the tables of a rotary embedding were not made")
+        index = positions
+        if isinstance(scaling, LongRopeScaling):
+            index = positions + (lengths > scaling.original_len) * self._max_len
+        cos, sin = self._tables
+        return cos.index_select(0, index), sin.index_select(0, index)
+
+    def _make_tables(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        scaling = self.config.scaling
+        if isinstance(scaling, DynamicScaling):
+            return None
+        positions = torch.arange(self._max_len, dtype=torch.int64, device=device)
+        tables = [self._cos_sin(positions, inverse_frequencies(self.config, device))]
+        if isinstance(scaling, LongRopeScaling):
+            tables.append(self._cos_sin(positions, long_inverse_frequencies(self.config, scaling, device)))
+        return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
+
+    def _cos_sin(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, [T, R / 2]; `frequencies` is float32 [R / 2] or [T, R / 2]."""
+        angles = positions[:, None].to(torch.float32) * frequencies
+        return (angles.cos() * self._factor).to(self._dtype), (angles.sin() * self._factor).to(self._dtype)

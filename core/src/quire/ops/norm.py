@@ -1,0 +1,42 @@
+"""References of the normalizations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root mean square norm: `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
+
+    Computed in float32 whatever the dtype (float64 too), rounded to x's dtype, then multiplied by
+    the weight in that dtype: the order of roundings of Hugging Face's LlamaRMSNorm.
+
+    Args:
+        x: [..., E]. weight: [E], x's dtype and device. eps: added to the mean square.
+
+    Returns:
+        A new tensor like x.
+
+    Source: Zhang and Sennrich 2019.
+    """
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, weight.shape, None, eps) * weight
+    wide = x.to(torch.float32)
+    mean_square = wide.square().mean(-1, keepdim=True)
+    return wide.mul_(mean_square.add_(eps).rsqrt_()).to(x.dtype).mul_(weight)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """Layer norm over the last dimension, statistics in float32 or wider.
+
+    Args:
+        x: [..., E]. weight, bias: [E], x's dtype and device; bias may be None. eps: added to the variance.
+
+    Returns:
+        A new tensor like x.
+
+    Source: Ba, Kiros and Hinton 2016.
+    """
+    return F.layer_norm(x, weight.shape, weight, bias, eps)

@@ -1,0 +1,45 @@
+"""Core's own plugin: it goes through the same hooks as everyone's and is always loaded first."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from quire.api.hookspecs import hookimpl
+from quire.api.specs import CommandSpec, PluginInfo
+from quire.plugins.discovery import Candidate
+
+BUILTIN_PLUGINS = (("core", "quire.plugins.builtin"),)
+"""Name and module of each plugin that core brings itself."""
+
+
+def core_version() -> str:
+    """The installed version of quire-core."""
+    try:
+        return importlib.metadata.version("quire-core")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+uninstalled"
+
+
+def builtin_candidates() -> list[Candidate]:
+    """The plugins that core brings itself; no setting turns them off."""
+    version = core_version()
+    return [Candidate(name, target, "quire-core", version) for name, target in BUILTIN_PLUGINS]
+
+
+@hookimpl
+def quire_plugin_info() -> PluginInfo:
+    """Core, as a plugin."""
+    return PluginInfo(api=">=1,<2", description="the core's own commands")
+
+
+@hookimpl
+def quire_register_commands() -> list[CommandSpec]:
+    """The commands of core."""
+    return [
+        CommandSpec("generate", "answer prompts and exit", "quire.cli.generate:GenerateCommand"),
+        CommandSpec("chat", "talk to a chat model", "quire.cli.chat:ChatCommand"),
+        CommandSpec("plugins", "show the installed plugins", "quire.cli.plugins:PluginsCommand"),
+        CommandSpec(
+            "collect-env", "show versions, machine and plugins", "quire.cli.collect_env:CollectEnvCommand"
+        ),
+    ]

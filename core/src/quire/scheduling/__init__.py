@@ -1,0 +1,1 @@
+"""Which requests compute which tokens in the next step. Ints only."""

@@ -1,0 +1,171 @@
+"""Trains the embedded model ``tiny`` from generated data on a CPU.
+
+    python examples/train_tiny/train.py --work /tmp/tiny
+
+The run can be stopped and continued with ``--resume``; ``export.py`` turns its checkpoint into a model folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+import torch.nn.functional as F
+from data import training_example
+from model import TinyConfig, TinyLM
+from tokenizer import build_tokenizer, encode_example
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+MAX_LENGTH = 640
+GROUPS = 4
+
+
+@dataclass
+class Batch:
+    """Examples of similar length, padded."""
+
+    ids: Tensor
+    learned: Tensor
+
+
+@dataclass
+class State:
+    """Everything that a checkpoint holds."""
+
+    master: TinyLM
+    optimizers: list[torch.optim.Optimizer]
+    step: int = 0
+
+
+def _pad(rows: list[tuple[list[int], list[bool]]]) -> Batch:
+    width = max(len(ids) for ids, _ in rows)
+    ids, learned = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.bool)
+    for row, (tokens, marks) in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        learned[row, : len(tokens)] = torch.tensor(marks)
+    return Batch(ids, learned)
+
+
+def draw_batches(tokenizer: Tokenizer, tokens: int, seed: int, step: int) -> list[Batch]:
+    """Draws the examples of one step and groups them by length; the draw depends on seed and step only."""
+    rng, rows, total = Random(f"{seed}-{step}"), [], 0
+    while total < tokens:
+        row = encode_example(tokenizer, training_example(rng))
+        if len(row[0]) <= MAX_LENGTH:
+            rows.append(row)
+            total += len(row[0])
+    rows.sort(key=lambda row: len(row[0]))
+    groups: list[list[tuple[list[int], list[bool]]]] = [[] for _ in range(GROUPS)]
+    seen = 0
+    for row in rows:
+        groups[min(GROUPS - 1, seen * GROUPS // total)].append(row)
+        seen += len(row[0])
+    return [_pad(group) for group in groups if group]
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 50, decay: float = 0.4) -> float:
+    """Warms up, stays constant, and falls linearly to zero over the last part of the run."""
+    return peak * min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / (steps * decay)))
+
+
+def make_optimizers(model: TinyLM, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def train_step(state: State, worker: TinyLM, batches: list[Batch], rates: tuple[float, float]) -> float:
+    """Computes the gradient in bfloat16 and updates the float32 weights; returns the loss per learned token."""
+    count, total = sum(int(batch.learned[:, 1:].sum()) for batch in batches), 0.0
+    for batch in batches:
+        keep = batch.learned[:, 1:]
+        logits = worker(batch.ids[:, :-1], keep)
+        loss = F.cross_entropy(logits.float(), batch.ids[:, 1:][keep], reduction="sum") / count
+        loss.backward()
+        total += loss.item()
+    pairs = list(zip(state.master.parameters(), worker.parameters(), strict=True))
+    for slow, fast in pairs:
+        slow.grad, fast.grad = fast.grad.float(), None
+    torch.nn.utils.clip_grad_norm_(state.master.parameters(), 1.0)
+    for optimizer, rate in zip(state.optimizers, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    with torch.no_grad():
+        for slow, fast in pairs:
+            fast.copy_(slow)
+    return total
+
+
+def save(state: State, path: Path) -> None:
+    """Writes a checkpoint in one go, so that a stopped run leaves a whole one."""
+    fresh = path.with_suffix(".new")
+    optimizers = [optimizer.state_dict() for optimizer in state.optimizers]
+    torch.save({"model": state.master.state_dict(), "optimizers": optimizers, "step": state.step}, fresh)
+    fresh.replace(path)
+
+
+def load(state: State, path: Path) -> None:
+    """Reads a checkpoint."""
+    stored = torch.load(path, weights_only=True)
+    state.master.load_state_dict(stored["model"])
+    for optimizer, content in zip(state.optimizers, stored["optimizers"], strict=True):
+        optimizer.load_state_dict(content)
+    state.step = stored["step"]
+
+
+def train(args: argparse.Namespace) -> None:
+    """Runs the training."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer(TinyConfig().vocab_size, args.seed)
+    tokenizer.save(str(args.work / "tokenizer.json"))
+    master = TinyLM(TinyConfig())
+    state = State(master, make_optimizers(master, args.weight_decay))
+    checkpoint = args.work / "checkpoint.pt"
+    if args.resume:
+        load(state, checkpoint)
+    worker = TinyLM(TinyConfig()).bfloat16()
+    worker.load_state_dict(master.state_dict())
+    mean, saved = 0.0, time.monotonic()
+    bar = tqdm(range(state.step, args.steps), initial=state.step, total=args.steps, mininterval=20)
+    for step in bar:
+        batches = draw_batches(tokenizer, args.tokens, args.seed, step)
+        rates = tuple(learning_rate(step, args.steps, peak) for peak in (args.muon_rate, args.adam_rate))
+        loss = train_step(state, worker, batches, (rates[0], rates[1]))
+        mean = 0.98 * mean + 0.02 * loss if mean else loss
+        state.step = step + 1
+        bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+        if time.monotonic() - saved > 120 or step + 1 == args.steps:
+            save(state, checkpoint)
+            saved = time.monotonic()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Reads the command line; the defaults made the shipped weights."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder for checkpoints")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--tokens", type=int, default=7000, help="tokens in a step")
+    parser.add_argument("--muon-rate", type=float, default=4e-3)
+    parser.add_argument("--adam-rate", type=float, default=3e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resume", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    train(parse_arguments())
