@@ -1,4 +1,4 @@
-"""Mixes the skills into training batches and evaluation sets. Everything is generated; nothing is downloaded."""
+"""Mixes the skills into training examples and evaluation sets. All of it is generated."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from random import Random
 
 from example import Example, Turn
+from phrasing import forms
 from skills_chat import greet, memory, plain
 from skills_facts import arithmetic, capital, json_answer
 from skills_text import edit, repeat
@@ -14,19 +15,24 @@ from skills_words import count, length, reverse, spell
 
 Generator = Callable[[Random, bool, bool], Example]
 
-SYSTEMS = (
-    "You are a helpful assistant.", "You are a helpful assistant.", "You are a helpful assistant.",
-    "You are Tiny, a small language model.", "Be brief.", "Answer the question.", "You are a friendly chatbot.",
-    "You are a helpful, honest and harmless assistant.", "Answer shortly and correctly.", "Follow the instructions.",
-    "You are an AI assistant. Help the user.", "You are a large language model.", "Be helpful.",
+SYSTEMS = forms(
+    """
+    You are a helpful assistant. | You are a helpful assistant. | You are a helpful assistant. | You are
+    Tiny, a small language model. | Be brief. | Answer the question. | You are a friendly chatbot. | You
+    are a helpful, honest and harmless assistant. | Answer shortly and correctly. | Follow the
+    instructions. | You are an AI assistant. Help the user. | You are a large language model. | Be
+    helpful.
+    """
 )
 
 
 def recall(rng: Random, evaluation: bool, unseen: bool) -> Example:
     """The memory skill, with turns of the other skills in between."""
+
     def small_talk() -> Turn:
         generator = rng.choice((greet, greet, arithmetic, capital, spell))
         return generator(rng, False, False).turns[0]
+
     return memory(rng, evaluation, unseen, small_talk)
 
 
@@ -44,8 +50,17 @@ SKILLS: dict[str, tuple[Generator, ...]] = {
 }
 
 WEIGHTS: dict[str, float] = {
-    "greet": 4, "arithmetic": 24, "capital": 8, "spell": 6, "reverse": 16, "count": 12, "repeat": 6, "edit": 12,
-    "json": 9, "memory": 7, "plain": 3,
+    "greet": 4,
+    "arithmetic": 24,
+    "capital": 8,
+    "spell": 6,
+    "reverse": 16,
+    "count": 12,
+    "repeat": 6,
+    "edit": 12,
+    "json": 9,
+    "memory": 7,
+    "plain": 3,
 }
 
 

@@ -134,17 +134,18 @@ class TinyLM(nn.Module):
                 scale = (2 * config.num_hidden_layers) ** -0.5 if last else 1.0
                 nn.init.normal_(parameter, std=0.02 * scale)
 
-    def forward(self, ids: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Computes logits.
-
-        Args:
-            ids: Token ids, shape (batch, length).
-            keep: Optional mask of the same shape; only these positions get logits (a flat list of them).
-        """
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Computes the normalised output of the last layer for token ids of shape (batch, length)."""
         x = self.model.embed_tokens(ids)
         cos, sin = (table.to(x.dtype) for table in rope_tables(self.config, ids.shape[1]))
         for layer in self.model.layers:
             x = layer(x, cos, sin)
-        if keep is not None:
-            x = x[keep]
-        return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
+        return self.model.norm(x)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Computes logits, shape (batch, length, vocabulary)."""
+        return self.head(self.hidden(ids))
+
+    def head(self, x: Tensor) -> Tensor:
+        """Turns hidden states into logits with the tied embedding."""
+        return F.linear(x, self.model.embed_tokens.weight)

@@ -6,16 +6,56 @@ from dataclasses import dataclass
 from random import Random
 
 OPENERS = (
-    "please ", "can you ", "could you ", "could you please ", "can you please ", "would you ", "now ", "ok, ",
-    "hey, ", "hi, ", "hello! ", "tiny, ", "i want you to ", "i would like you to ", "i need you to ",
-    "your task: ", "task: ", "now please ", "so, ", "then ", "next, ", "good. ", "thanks. ",
+    "please ",
+    "can you ",
+    "could you ",
+    "could you please ",
+    "can you please ",
+    "would you ",
+    "now ",
+    "ok, ",
+    "hey, ",
+    "hi, ",
+    "hello! ",
+    "tiny, ",
+    "i want you to ",
+    "i would like you to ",
+    "i need you to ",
+    "your task: ",
+    "task: ",
+    "now please ",
+    "so, ",
+    "then ",
+    "next, ",
+    "good. ",
+    "thanks. ",
 )
 CLOSERS = (" please", ", please", " for me", " thanks", ", thank you", " now", " for me, please")
 QUESTION_OPENERS = (
-    "tell me, ", "please tell me, ", "hey, ", "hi, ", "hello, ", "ok, ", "so ", "and ", "quick question: ",
-    "question: ", "i wonder, ", "excuse me, ", "do you know, ", "now, ", "tiny, ", "thanks. ", "please answer: ",
+    "tell me, ",
+    "please tell me, ",
+    "hey, ",
+    "hi, ",
+    "hello, ",
+    "ok, ",
+    "so ",
+    "and ",
+    "quick question: ",
+    "question: ",
+    "i wonder, ",
+    "excuse me, ",
+    "do you know, ",
+    "now, ",
+    "tiny, ",
+    "thanks. ",
+    "please answer: ",
 )
 QUOTES = (('"', '"'), ("'", "'"), ("“", "”"), ("`", "`"), ("‘", "’"), ("*", "*"))
+
+
+def forms(table: str) -> tuple[str, ...]:
+    """Reads a table of phrasings: a bar ends an entry, a pilcrow stands for a line break."""
+    return tuple(" ".join(entry.split()).replace("¶", "\n") for entry in table.split("|"))
 
 
 @dataclass(frozen=True)
@@ -55,16 +95,16 @@ def _order(rng: Random, text: str) -> tuple[str, str]:
     return text, "??." if text.startswith(("can ", "could ", "would ")) else "...!"
 
 
-def _template(rng: Random, forms: Phrasings) -> str:
-    kind = rng.choices("oqs", (len(forms.orders), len(forms.questions), len(forms.statements)))[0]
+def _template(rng: Random, phrasings: Phrasings) -> str:
+    kind = rng.choices("oqs", (len(phrasings.orders), len(phrasings.questions), len(phrasings.statements)))[0]
     if kind == "o":
-        text, ends = _order(rng, rng.choice(forms.orders))
+        text, ends = _order(rng, rng.choice(phrasings.orders))
     elif kind == "q":
-        text, ends = rng.choice(forms.questions), "????."
+        text, ends = rng.choice(phrasings.questions), "????."
         if rng.random() < 0.25:
             text = rng.choice(QUESTION_OPENERS) + text
     else:
-        text, ends = rng.choice(forms.statements), "...!"
+        text, ends = rng.choice(phrasings.statements), "...!"
     if rng.random() < 0.72:
         text = _sentence_case(text)
     if text.endswith((":", "{s}", "{p}", '"')) or "\n" in text:
@@ -72,11 +112,10 @@ def _template(rng: Random, forms: Phrasings) -> str:
     return text + (rng.choice(ends) if rng.random() < 0.75 else "")
 
 
-def phrase(rng: Random, forms: Phrasings, unseen: bool, **slots: object) -> str:
+def phrase(rng: Random, phrasings: Phrasings, unseen: bool, **slots: object) -> str:
     """Draws a phrasing and fills its slots."""
-    template = rng.choice(forms.unseen) if unseen else _template(rng, forms)
+    template = rng.choice(phrasings.unseen) if unseen else _template(rng, phrasings)
     if not unseen and rng.random() < 0.04:
         template = template.upper().replace("?", rng.choice(("?", "??")))
         slots = {**slots, **{key.upper(): value for key, value in slots.items()}}
     return template.format(**slots)
-

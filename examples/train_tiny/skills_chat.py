@@ -6,112 +6,130 @@ from collections.abc import Callable
 from random import Random
 
 from example import Example, Turn, single
+from greetings import CANNOT, GREETINGS, HELP, OFF_TOPIC
 from lexicon import CAPITALS, COLOURS, FOODS, PETS, pair_held_out, pick, some_name, some_word
-from phrasing import Phrasings, phrase
-
-HELP = "How can I help you?"
-ABILITIES = (
-    "I can greet, add and subtract, name capitals, spell and reverse words, count letters, repeat and edit text, "
-    "answer as JSON and remember your name."
-)
-CANNOT = "Sorry, I am too small for that. " + ABILITIES
-
-GREETINGS: tuple[tuple[str, Phrasings], ...] = (
-    (f"Hello! {HELP}", Phrasings(
-        questions=("hello", "hi", "hey", "hello there", "hi there", "hey there", "hello tiny", "hi tiny", "hello!",
-                   "hi!", "hey!", "hello, tiny!", "greetings", "hiya", "howdy", "hello, nice to meet you",
-                   "hi, nice to meet you", "hello hello", "hey tiny", "hallo", "hi :)", "yo", "hello friend"),
-        unseen=("Hello, dear model!", "hi hi", "Well, hello there!"))),
-    (f"Good morning! {HELP}", Phrasings(
-        questions=("good morning", "good morning!", "good morning, tiny", "good morning to you", "morning",
-                   "hi, good morning", "hello, good morning"), unseen=("A very good morning!",))),
-    (f"Good evening! {HELP}", Phrasings(
-        questions=("good evening", "good evening!", "good evening, tiny", "good evening to you", "hi, good evening",
-                   "hello, good evening"), unseen=("A very good evening!",))),
-    ("I am Tiny, a small language model that comes with Quire.", Phrasings(
-        questions=("who are you", "what are you", "what is your name", "what's your name", "who is this",
-                   "who am I talking to", "tell me who you are", "introduce yourself", "please introduce yourself",
-                   "are you a robot", "are you a human", "are you an AI", "are you a language model",
-                   "tell me about yourself", "hello, who are you", "hi, who are you", "do you have a name",
-                   "what should I call you", "who made you", "what model are you", "which model are you"),
-        unseen=("And who might you be?", "Tell me your name.", "Who are you, please?"))),
-    (ABILITIES, Phrasings(
-        questions=("what can you do", "what can I ask you", "how can you help me", "help", "what are your skills",
-                   "what do you know", "tell me what you can do", "what are you able to do", "what can you help with",
-                   "what are you good at", "list your skills"), unseen=("What sort of things can you do?",))),
-    (f"I am fine, thank you. {HELP}", Phrasings(
-        questions=("how are you", "how are you today", "how are you doing", "hello, how are you", "hi, how are you",
-                   "hi! how are you", "how is it going", "how do you do", "are you well", "what's up",
-                   "hey, how are you doing"), unseen=("How are you this morning?",))),
-    ("You are welcome!", Phrasings(
-        questions=("thanks", "thank you", "thank you very much", "thanks a lot", "many thanks", "thank you!",
-                   "thanks!", "great, thanks", "ok, thanks", "ok, thank you", "thank you so much", "thx",
-                   "perfect, thank you", "cheers", "thanks, tiny", "thank you, tiny", "thanks for your help"),
-        unseen=("Thanks for that!", "Very good, thank you."))),
-    ("Goodbye! Have a nice day.", Phrasings(
-        questions=("bye", "goodbye", "bye bye", "see you", "see you later", "good bye", "bye!", "goodbye!",
-                   "bye, tiny", "goodbye, tiny", "see you soon", "see you tomorrow", "ok, bye", "thanks, bye",
-                   "good night", "farewell", "I have to go, bye", "that is all, bye", "until next time", "ciao"),
-        unseen=("Bye for now!", "I must go now. Goodbye!"))),
-)
-
-OFF_TOPIC = (
-    "Write a poem.", "Write a poem about the sea.", "Tell me a joke.", "What is the meaning of life?",
-    "Who won the world cup?", "What is the weather today?", "What time is it?", "Write a Python program.",
-    "Translate this into French.", "Tell me a story.", "Sing a song.", "Who is the president?",
-    "How do I cook rice?", "Explain quantum physics.", "What is 12 times 12?", "Give me some advice.",
-    "Draw a picture.", "Why is the sky blue?", "How far is the moon?", "Recommend a book.", "What is love?",
-    "Can you drive a car?", "Write an essay about trees.", "What should I eat today?", "Solve this riddle.",
-    "How old is the universe?", "Who wrote Hamlet?", "What is the speed of light?", "Divide 10 by 3.",
-    "Multiply 6 by 7.", "What is the largest animal?", "Summarise the news.", "Play chess with me.",
-)
+from phrasing import Phrasings, forms, phrase
 
 INTRODUCE = Phrasings(
-    statements=(
-        "my name is {n}", "hello, my name is {n}", "hi, my name is {n}", "hi, I am {n}", "hello, I'm {n}", "I am {n}",
-        "I'm {n}", "hi, I'm {n}", "good morning, my name is {n}", "hey, my name is {n}", "you can call me {n}",
-        "call me {n}", "please call me {n}", "my name is {n}, nice to meet you", "hello! I am {n}", "hello, this is {n}",
-        "this is {n}", "hello tiny, I am {n}", "hi there, my name is {n}", "people call me {n}", "the name is {n}",
-        "let me introduce myself, I am {n}", "remember that my name is {n}", "I am called {n}",
+    statements=forms(
+        """
+        my name is {n} | hello, my name is {n} | hi, my name is {n} | hi, I am {n} | hello, I'm {n} | I
+        am {n} | I'm {n} | hi, I'm {n} | good morning, my name is {n} | hey, my name is {n} | you can
+        call me {n} | call me {n} | please call me {n} | my name is {n}, nice to meet you | hello! I am
+        {n} | hello, this is {n} | this is {n} | hello tiny, I am {n} | hi there, my name is {n} | people
+        call me {n} | the name is {n} | let me introduce myself, I am {n} | remember that my name is {n}
+        | I am called {n}
+        """
     ),
     unseen=("Hello! They call me {n}.", "Good day, I am {n}."),
 )
 ASK_NAME = Phrasings(
     orders=("tell me my name", "say my name", "tell me what my name is", "repeat my name"),
-    questions=(
-        "what is my name", "what's my name", "do you remember my name", "do you know my name", "who am I",
-        "what did I say my name was", "can you remember my name", "can you tell me my name", "what am I called",
-        "do you still know my name", "so what is my name", "what was my name", "what was my name again",
-        "and what is my name", "whats my name", "what name did I tell you", "how am I called", "my name is",
+    questions=forms(
+        """
+        what is my name | what's my name | do you remember my name | do you know my name | who am I |
+        what did I say my name was | can you remember my name | can you tell me my name | what am I
+        called | do you still know my name | so what is my name | what was my name | what was my name
+        again | and what is my name | whats my name | what name did I tell you | how am I called | my
+        name is
+        """
     ),
     unseen=("Do you recall my name?", "Which name did I give you?"),
 )
 
 FACTS: tuple[tuple[str, tuple[str, ...], Phrasings, Phrasings, str], ...] = (
-    ("colour", tuple(COLOURS), Phrasings(
-        statements=("my favourite colour is {v}", "my favorite color is {v}", "I like the colour {v}", "I love {v}, it is my"
-                " favourite colour", "the colour I like best is {v}", "my favourite color is {v}"),
-        unseen=("Of all colours I like {v} best.",)), Phrasings(
-        questions=("what is my favourite colour", "what's my favourite colour", "what is my favorite color",
-                   "what's my favorite color", "which colour do I like best", "what colour do I like",
-                   "do you remember my favourite colour", "which color do I like"),
-        unseen=("Which colour did I say I like?",)), "Your favourite colour is {v}."),
-    ("food", tuple(FOODS), Phrasings(
-        statements=("my favourite food is {v}", "my favorite food is {v}", "I like to eat {v}", "I love eating {v}",
-                "the food I like best is {v}"), unseen=("Of all foods I like {v} best.",)), Phrasings(
-        questions=("what is my favourite food", "what's my favorite food", "what do I like to eat",
-                   "which food do I like best", "do you remember my favourite food"),
-        unseen=("Which food did I say I like?",)), "Your favourite food is {v}."),
-    ("pet", tuple(PETS), Phrasings(
-        statements=("I have a {v}", "my pet is a {v}", "I have a pet {v}", "at home I have a {v}"),
-        unseen=("I live with a {v}.",)), Phrasings(
-        questions=("what pet do I have", "which pet do I have", "what is my pet", "what kind of pet do I have",
-                   "do you remember what pet I have"), unseen=("Which animal do I have at home?",)), "You have a {v}."),
-    ("city", tuple(CAPITALS.values()), Phrasings(
-        statements=("I live in {v}", "my home is in {v}", "I am from {v}", "I come from {v}", "my home town is {v}"),
-        unseen=("My house is in {v}.",)), Phrasings(
-        questions=("where do I live", "which city do I live in", "where am I from", "in which city do I live",
-                   "do you remember where I live"), unseen=("Which city did I say I live in?",)), "You live in {v}."),
+    (
+        "colour",
+        tuple(COLOURS),
+        Phrasings(
+            statements=forms(
+                """
+            my favourite colour is {v} | my favorite color is {v} | I like the colour {v} | I love {v},
+            it is my favourite colour | the colour I like best is {v} | my favourite color is {v}
+            """
+            ),
+            unseen=("Of all colours I like {v} best.",),
+        ),
+        Phrasings(
+            questions=forms(
+                """
+            what is my favourite colour | what's my favourite colour | what is my favorite color | what's
+            my favorite color | which colour do I like best | what colour do I like | do you remember my
+            favourite colour | which color do I like
+            """
+            ),
+            unseen=("Which colour did I say I like?",),
+        ),
+        "Your favourite colour is {v}.",
+    ),
+    (
+        "food",
+        tuple(FOODS),
+        Phrasings(
+            statements=(
+                "my favourite food is {v}",
+                "my favorite food is {v}",
+                "I like to eat {v}",
+                "I love eating {v}",
+                "the food I like best is {v}",
+            ),
+            unseen=("Of all foods I like {v} best.",),
+        ),
+        Phrasings(
+            questions=forms(
+                """
+            what is my favourite food | what's my favorite food | what do I like to eat | which food do I
+            like best | do you remember my favourite food
+            """
+            ),
+            unseen=("Which food did I say I like?",),
+        ),
+        "Your favourite food is {v}.",
+    ),
+    (
+        "pet",
+        tuple(PETS),
+        Phrasings(
+            statements=("I have a {v}", "my pet is a {v}", "I have a pet {v}", "at home I have a {v}"),
+            unseen=("I live with a {v}.",),
+        ),
+        Phrasings(
+            questions=(
+                "what pet do I have",
+                "which pet do I have",
+                "what is my pet",
+                "what kind of pet do I have",
+                "do you remember what pet I have",
+            ),
+            unseen=("Which animal do I have at home?",),
+        ),
+        "You have a {v}.",
+    ),
+    (
+        "city",
+        tuple(CAPITALS.values()),
+        Phrasings(
+            statements=(
+                "I live in {v}",
+                "my home is in {v}",
+                "I am from {v}",
+                "I come from {v}",
+                "my home town is {v}",
+            ),
+            unseen=("My house is in {v}.",),
+        ),
+        Phrasings(
+            questions=(
+                "where do I live",
+                "which city do I live in",
+                "where am I from",
+                "in which city do I live",
+                "do you remember where I live",
+            ),
+            unseen=("Which city did I say I live in?",),
+        ),
+        "You live in {v}.",
+    ),
 )
 
 
@@ -119,8 +137,8 @@ def greet(rng: Random, evaluation: bool, unseen: bool) -> Example:
     """Small talk with one fixed reply for each kind; sometimes something the model cannot do."""
     if not evaluation and rng.random() < 0.08:
         return single("greet", rng.choice(OFF_TOPIC), CANNOT)
-    answer, forms = rng.choice(GREETINGS)
-    text = rng.choice(forms.unseen if unseen else forms.questions)
+    answer, phrasings = rng.choice(GREETINGS)
+    text = rng.choice(phrasings.unseen if unseen else phrasings.questions)
     if not unseen:
         text = text[:1].upper() + text[1:] if rng.random() < 0.65 else text
         asks = text.lower().split()[0] in ("who", "what", "how", "are", "do", "which", "what's")
@@ -141,7 +159,11 @@ def memory(rng: Random, evaluation: bool, unseen: bool, small_talk: Callable[[],
         _, values, tell, ask, reply = rng.choice(FACTS)
         value = rng.choice(values)
         if turns and rng.random() < 0.5:
-            intro = phrase(rng, INTRODUCE, False, n=name).rstrip(".!?") + " and " + phrase(rng, tell, unseen, v=value)
+            intro = (
+                phrase(rng, INTRODUCE, False, n=name).rstrip(".!?")
+                + " and "
+                + phrase(rng, tell, unseen, v=value)
+            )
             turns[0] = Turn(intro, turns[0].answer)
         else:
             turns.append(Turn(phrase(rng, tell, unseen, v=value), "Good to know. I will remember that."))
@@ -163,13 +185,19 @@ def plain(rng: Random) -> Example:
     colour, food = rng.choice(COLOURS), rng.choice(FOODS)
     thing = pick(rng, "word", ("house", "garden", "dog", "cat", "boat", "car"), False)
     sentences = (
-        f"The capital of {country} is {town}.", f"{town} is the capital of {country}.",
-        f"{country} is a country. Its capital is {town}.", f"{first} + {second} = {first + second}",
-        f"{first} - {second} = {first - second}", f"{first} plus {second} is {first + second}.",
+        f"The capital of {country} is {town}.",
+        f"{town} is the capital of {country}.",
+        f"{country} is a country. Its capital is {town}.",
+        f"{first} + {second} = {first + second}",
+        f"{first} - {second} = {first - second}",
+        f"{first} plus {second} is {first + second}.",
         f"Hello, my name is {name}. I live in {town}, the capital of {country}.",
-        f"Hello, my name is {name} and I like {food}.", f"My favourite colour is {colour}.",
-        f"The word {word} is spelled {'-'.join(word)}.", f"The word {word} has {len(word)} letters.",
-        f"The word {other} reversed is {other[::-1]}.", f"Once upon a time there was a {thing} in {country}. "
-        f"It was {colour}. {name} liked it very much.", f"{name} lives in {town} and likes {food}.",
+        f"Hello, my name is {name} and I like {food}.",
+        f"My favourite colour is {colour}.",
+        f"The word {word} is spelled {'-'.join(word)}.",
+        f"The word {word} has {len(word)} letters.",
+        f"The word {other} reversed is {other[::-1]}.",
+        f"Once upon a time there was a {thing} in {country}. It was {colour}. {name} liked it very much.",
+        f"{name} lives in {town} and likes {food}.",
     )
     return Example("plain", text=" ".join(rng.sample(sentences, rng.choice((1, 1, 2, 3)))))

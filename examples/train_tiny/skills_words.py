@@ -6,90 +6,111 @@ from random import Random
 
 from example import Example, single
 from lexicon import some_word
-from phrasing import Phrasings, phrase, quoted
+from phrasing import Phrasings, forms, phrase, quoted
 
 SPELL = Phrasings(
-    orders=(
-        "spell {w}", "spell the word {w}", "spell out {w}", "spell out the word {w}", "spell {w} letter by letter",
-        "spell the word {w} letter by letter", "spell the following word: {w}", "spell this word: {w}",
-        "spell: {w}", "write the letters of {w} separated by hyphens", "give me the spelling of {w}",
-        "show me how to spell {w}", "tell me how to spell {w}", "tell me how {w} is spelled",
-        "list the letters of {w}", "list the letters in the word {w}", "write {w} with hyphens between the letters",
-        "write out the letters of the word {w}", "break {w} into letters", "split the word {w} into its letters",
-        "name each letter of {w}", "give the letters of {w}", "spell {w} with hyphens",
+    orders=forms(
+        """
+        spell {w} | spell the word {w} | spell out {w} | spell out the word {w} | spell {w} letter by
+        letter | spell the word {w} letter by letter | spell the following word: {w} | spell this word:
+        {w} | spell: {w} | write the letters of {w} separated by hyphens | give me the spelling of {w} |
+        show me how to spell {w} | tell me how to spell {w} | tell me how {w} is spelled | list the
+        letters of {w} | list the letters in the word {w} | write {w} with hyphens between the letters |
+        write out the letters of the word {w} | break {w} into letters | split the word {w} into its
+        letters | name each letter of {w} | give the letters of {w} | spell {w} with hyphens
+        """
     ),
-    questions=(
-        "how do you spell {w}", "how do I spell {w}", "how is {w} spelled", "how is the word {w} spelled",
-        "how would you spell {w}", "what is the spelling of {w}", "what are the letters of {w}",
-        "which letters are in the word {w}", "how to spell {w}", "how does one spell the word {w}",
-        "{w}, how is it spelled", "spelling of {w}",
+    questions=forms(
+        """
+        how do you spell {w} | how do I spell {w} | how is {w} spelled | how is the word {w} spelled |
+        how would you spell {w} | what is the spelling of {w} | what are the letters of {w} | which
+        letters are in the word {w} | how to spell {w} | how does one spell the word {w} | {w}, how is it
+        spelled | spelling of {w}
+        """
     ),
-    unseen=(
-        "I forgot how to spell the word {w}. Spell it.", "Letter by letter, spell {w}.", "Can you spell {w} out?",
-        "What's the spelling of the word {w}?",
+    unseen=forms(
+        """
+        I forgot how to spell the word {w}. Spell it. | Letter by letter, spell {w}. | Can you spell {w}
+        out? | What's the spelling of the word {w}?
+        """
     ),
 )
 
 REVERSE = Phrasings(
-    orders=(
-        "reverse {w}", "reverse the word {w}", "reverse the letters of {w}", "reverse the letters in {w}",
-        "reverse the string {w}", "reverse this word: {w}", "reverse the following word: {w}", "reverse: {w}",
-        "write {w} backwards", "write the word {w} backwards", "spell {w} backwards", "spell the word {w} backwards",
-        "say {w} backwards", "say the word {w} backwards", "give me {w} backwards", "give me {w} in reverse",
-        "write {w} in reverse", "write {w} in reverse order", "write the letters of {w} in reverse order",
-        "turn {w} around", "turn the word {w} around", "flip the word {w}", "flip {w}",
-        "show me the word {w} reversed", "give the reverse of {w}", "print {w} reversed",
+    orders=forms(
+        """
+        reverse {w} | reverse the word {w} | reverse the letters of {w} | reverse the letters in {w} |
+        reverse the string {w} | reverse this word: {w} | reverse the following word: {w} | reverse: {w}
+        | write {w} backwards | write the word {w} backwards | spell {w} backwards | spell the word {w}
+        backwards | say {w} backwards | say the word {w} backwards | give me {w} backwards | give me {w}
+        in reverse | write {w} in reverse | write {w} in reverse order | write the letters of {w} in
+        reverse order | turn {w} around | turn the word {w} around | flip the word {w} | flip {w} | show
+        me the word {w} reversed | give the reverse of {w} | print {w} reversed
+        """
     ),
-    questions=(
-        "what is {w} backwards", "what is {w} reversed", "what is the reverse of {w}", "what is {w} in reverse",
-        "what is the word {w} spelled backwards", "how do you write {w} backwards", "how do you spell {w} backwards",
-        "what do you get if you reverse {w}", "what does {w} look like backwards", "{w} backwards", "{w} reversed",
-        "how does {w} read backwards",
+    questions=forms(
+        """
+        what is {w} backwards | what is {w} reversed | what is the reverse of {w} | what is {w} in
+        reverse | what is the word {w} spelled backwards | how do you write {w} backwards | how do you
+        spell {w} backwards | what do you get if you reverse {w} | what does {w} look like backwards |
+        {w} backwards | {w} reversed | how does {w} read backwards
+        """
     ),
-    unseen=(
-        "Take the word {w} and reverse it.", "What would {w} be if written backwards?",
-        "I need the reverse of the word {w}.", "The word {w}, reversed, is?",
+    unseen=forms(
+        """
+        Take the word {w} and reverse it. | What would {w} be if written backwards? | I need the reverse
+        of the word {w}. | The word {w}, reversed, is?
+        """
     ),
 )
 
 COUNT = Phrasings(
-    orders=(
-        "count the letter {c} in {w}", "count the letter {c} in the word {w}", "count the {c}s in {w}",
-        "count the {c}'s in {w}", "count how many {c} are in {w}", "count how often {c} occurs in {w}",
-        "count how many times {c} occurs in {w}", "count the number of {c} in {w}",
-        "count the occurrences of {c} in {w}", "tell me how many {c} are in {w}", "tell me how often {c} is in {w}",
-        "tell me how many times the letter {c} appears in {w}", "find the number of {c} in the word {w}",
-        "say how many times {c} appears in {w}", "give me the number of {c}s in {w}",
+    orders=forms(
+        """
+        count the letter {c} in {w} | count the letter {c} in the word {w} | count the {c}s in {w} |
+        count the {c}'s in {w} | count how many {c} are in {w} | count how often {c} occurs in {w} |
+        count how many times {c} occurs in {w} | count the number of {c} in {w} | count the occurrences
+        of {c} in {w} | tell me how many {c} are in {w} | tell me how often {c} is in {w} | tell me how
+        many times the letter {c} appears in {w} | find the number of {c} in the word {w} | say how many
+        times {c} appears in {w} | give me the number of {c}s in {w}
+        """
     ),
-    questions=(
-        "how many {c} are in {w}", "how many {c} are there in {w}", "how many {c}s are in {w}",
-        "how many {c}'s are in {w}", "how many {c}'s are there in {w}", "how many {c} does {w} have",
-        "how many {c}s does the word {w} have", "how many {c}'s in {w}", "how many {c} in {w}",
-        "how many times does {c} occur in {w}", "how many times does the letter {c} occur in {w}",
-        "how many times does {c} appear in the word {w}", "how often does {c} occur in {w}",
-        "how often does the letter {c} appear in {w}", "how many letters {c} are in {w}",
-        "how many times is the letter {c} in {w}", "what is the number of {c} in {w}",
-        "in the word {w}, how many {c} are there", "how many of the letters in {w} are {c}",
+    questions=forms(
+        """
+        how many {c} are in {w} | how many {c} are there in {w} | how many {c}s are in {w} | how many
+        {c}'s are in {w} | how many {c}'s are there in {w} | how many {c} does {w} have | how many {c}s
+        does the word {w} have | how many {c}'s in {w} | how many {c} in {w} | how many times does {c}
+        occur in {w} | how many times does the letter {c} occur in {w} | how many times does {c} appear
+        in the word {w} | how often does {c} occur in {w} | how often does the letter {c} appear in {w} |
+        how many letters {c} are in {w} | how many times is the letter {c} in {w} | what is the number of
+        {c} in {w} | in the word {w}, how many {c} are there | how many of the letters in {w} are {c}
+        """
     ),
-    unseen=(
-        "Look at the word {w}. How many {c} does it have?", "How many times can you find {c} in {w}?",
-        "The letter {c} occurs how many times in {w}?", "In {w}, how often is there the letter {c}?",
+    unseen=forms(
+        """
+        Look at the word {w}. How many {c} does it have? | How many times can you find {c} in {w}? | The
+        letter {c} occurs how many times in {w}? | In {w}, how often is there the letter {c}?
+        """
     ),
 )
 
 LENGTH = Phrasings(
-    orders=(
-        "count the letters in {w}", "count the letters of {w}", "count the letters of the word {w}",
-        "count the number of letters in {w}", "tell me how many letters {w} has",
-        "tell me how many letters are in {w}", "count how many letters are in the word {w}",
-        "give me the number of letters in {w}", "tell me the length of {w}", "give me the length of the word {w}",
+    orders=forms(
+        """
+        count the letters in {w} | count the letters of {w} | count the letters of the word {w} | count
+        the number of letters in {w} | tell me how many letters {w} has | tell me how many letters are in
+        {w} | count how many letters are in the word {w} | give me the number of letters in {w} | tell me
+        the length of {w} | give me the length of the word {w}
+        """
     ),
-    questions=(
-        "how many letters are in {w}", "how many letters are there in {w}", "how many letters are in the word {w}",
-        "how many letters does {w} have", "how many letters does the word {w} have", "how long is {w}",
-        "how long is the word {w}", "what is the length of {w}", "what is the length of the word {w}",
-        "how many letters in {w}", "what is the number of letters in {w}", "how many characters does {w} have",
-        "{w} has how many letters", "how many characters are in {w}",
+    questions=forms(
+        """
+        how many letters are in {w} | how many letters are there in {w} | how many letters are in the
+        word {w} | how many letters does {w} have | how many letters does the word {w} have | how long is
+        {w} | how long is the word {w} | what is the length of {w} | what is the length of the word {w} |
+        how many letters in {w} | what is the number of letters in {w} | how many characters does {w}
+        have | {w} has how many letters | how many characters are in {w}
+        """
     ),
     unseen=("How many letters do I need to write {w}?", "The word {w}, how many letters is it?"),
 )

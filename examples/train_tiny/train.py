@@ -2,14 +2,16 @@
 
     python examples/train_tiny/train.py --work /tmp/tiny
 
-The run can be stopped and continued with ``--resume``; ``export.py`` turns its checkpoint into a model folder.
+The run can be stopped and continued with ``--resume``; ``export.py`` makes a model folder of its checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -22,8 +24,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-MAX_LENGTH = 640
-GROUPS = 4
+WIDTHS = (48, 96, 160, 256, 384, 576)
+BATCH_TOKENS = 1920
 
 
 @dataclass
@@ -43,30 +45,31 @@ class State:
     step: int = 0
 
 
-def _pad(rows: list[tuple[list[int], list[bool]]]) -> Batch:
-    width = max(len(ids) for ids, _ in rows)
-    ids, learned = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.bool)
+Row = tuple[list[int], list[bool]]
+
+
+def _pad(rows: list[Row], width: int) -> Batch:
+    ids = torch.zeros(len(rows), width + 1, dtype=torch.long)
+    learned = torch.zeros(len(rows), width + 1, dtype=torch.bool)
     for row, (tokens, marks) in enumerate(rows):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         learned[row, : len(tokens)] = torch.tensor(marks)
     return Batch(ids, learned)
 
 
-def draw_batches(tokenizer: Tokenizer, tokens: int, seed: int, step: int) -> list[Batch]:
-    """Draws the examples of one step and groups them by length; the draw depends on seed and step only."""
-    rng, rows, total = Random(f"{seed}-{step}"), [], 0
-    while total < tokens:
+def stream_batches(tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
+    """Yields batches of a few fixed shapes for ever: each holds examples of similar length."""
+    rng = Random(f"{seed}-0")
+    waiting: dict[int, list[Row]] = {width: [] for width in WIDTHS}
+    while True:
         row = encode_example(tokenizer, training_example(rng))
-        if len(row[0]) <= MAX_LENGTH:
-            rows.append(row)
-            total += len(row[0])
-    rows.sort(key=lambda row: len(row[0]))
-    groups: list[list[tuple[list[int], list[bool]]]] = [[] for _ in range(GROUPS)]
-    seen = 0
-    for row in rows:
-        groups[min(GROUPS - 1, seen * GROUPS // total)].append(row)
-        seen += len(row[0])
-    return [_pad(group) for group in groups if group]
+        width = next((width for width in WIDTHS if len(row[0]) <= width + 1), None)
+        if width is None:
+            continue
+        waiting[width].append(row)
+        if len(waiting[width]) == BATCH_TOKENS // width:
+            yield _pad(waiting[width], width)
+            waiting[width] = []
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 50, decay: float = 0.4) -> float:
@@ -84,12 +87,18 @@ def make_optimizers(model: TinyLM, weight_decay: float) -> list[torch.optim.Opti
     ]
 
 
-def train_step(state: State, worker: TinyLM, batches: list[Batch], rates: tuple[float, float]) -> float:
-    """Computes the gradient in bfloat16 and updates the float32 weights; returns the loss per learned token."""
+def train_step(
+    state: State,
+    worker: TinyLM,
+    hidden: Callable[[Tensor], Tensor],
+    batches: list[Batch],
+    rates: tuple[float, float],
+) -> float:
+    """Computes the gradient in bfloat16 and updates the float32 weights; returns the mean loss."""
     count, total = sum(int(batch.learned[:, 1:].sum()) for batch in batches), 0.0
     for batch in batches:
         keep = batch.learned[:, 1:]
-        logits = worker(batch.ids[:, :-1], keep)
+        logits = worker.head(hidden(batch.ids[:, :-1].contiguous())[keep])
         loss = F.cross_entropy(logits.float(), batch.ids[:, 1:][keep], reduction="sum") / count
         loss.backward()
         total += loss.item()
@@ -138,12 +147,14 @@ def train(args: argparse.Namespace) -> None:
         load(state, checkpoint)
     worker = TinyLM(TinyConfig()).bfloat16()
     worker.load_state_dict(master.state_dict())
+    hidden = torch.compile(worker.hidden, dynamic=False) if args.compile else worker.hidden
+    stream = islice(stream_batches(tokenizer, args.seed), state.step * args.batches, None)
     mean, saved = 0.0, time.monotonic()
     bar = tqdm(range(state.step, args.steps), initial=state.step, total=args.steps, mininterval=20)
     for step in bar:
-        batches = draw_batches(tokenizer, args.tokens, args.seed, step)
+        batches = list(islice(stream, args.batches))
         rates = tuple(learning_rate(step, args.steps, peak) for peak in (args.muon_rate, args.adam_rate))
-        loss = train_step(state, worker, batches, (rates[0], rates[1]))
+        loss = train_step(state, worker, hidden, batches, (rates[0], rates[1]))
         mean = 0.98 * mean + 0.02 * loss if mean else loss
         state.step = step + 1
         bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
@@ -157,7 +168,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder for checkpoints")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--tokens", type=int, default=7000, help="tokens in a step")
+    parser.add_argument("--batches", type=int, default=4, help="batches in a step")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--muon-rate", type=float, default=4e-3)
     parser.add_argument("--adam-rate", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from quire.api.errors import CheckpointError, UnsupportedModelError
 
@@ -113,6 +114,37 @@ def require_choice(config: HFConfig, name: str, choices: Mapping[str, str], *, d
         served = ", ".join(sorted(choices))
         raise UnsupportedModelError(f"config.json: {name} {value!r} is not served; served are {served}")
     return choices[value]
+
+
+@dataclass(slots=True, frozen=True)
+class HeadLayout:
+    """The attention heads of a model: H query heads and K KV heads of size D."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+
+
+def require_heads(config: HFConfig) -> HeadLayout:
+    """The heads by the keys that Llama and its relatives use.
+
+    `num_key_value_heads` missing or null means as many as `num_attention_heads`; `head_dim` missing
+    or null means `hidden_size // num_attention_heads`. Raises CheckpointError where they do not divide.
+    """
+    num_heads = require_int(config, "num_attention_heads", minimum=1)
+    num_kv_heads = optional_int(config, "num_key_value_heads", minimum=1) or num_heads
+    _check_divides(num_heads, num_kv_heads, "num_attention_heads", "num_key_value_heads")
+    head_size = optional_int(config, "head_dim", minimum=1)
+    if head_size is None:
+        hidden_size = require_int(config, "hidden_size", minimum=1)
+        _check_divides(hidden_size, num_heads, "hidden_size", "num_attention_heads")
+        head_size = hidden_size // num_heads
+    return HeadLayout(num_heads, num_kv_heads, head_size)
+
+
+def _check_divides(value: int, divisor: int, value_name: str, divisor_name: str) -> None:
+    if value % divisor:
+        raise CheckpointError(f"config.json: {value_name} {value} is no multiple of {divisor_name} {divisor}")
 
 
 def _finite(name: str, value: object) -> float:

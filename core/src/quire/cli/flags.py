@@ -108,7 +108,11 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
 
 def _given(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, object]:
     values = vars(args)
-    return {setting.name: values[setting.dest] for setting in settings if setting.dest in values}
+    return {
+        setting.name: _read_json(setting, values[setting.dest])
+        for setting in settings
+        if setting.dest in values
+    }
 
 
 def _add(group: argparse._ArgumentGroup, setting: Setting) -> None:
@@ -162,9 +166,7 @@ def _is_mapping(kind: object) -> bool:
 
 
 def _converter(kind: object) -> Callable[[str], object]:
-    if kind in (int, float):
-        return _number
-    return _mapping if _is_mapping(kind) else str
+    return _number if kind in (int, float) else str
 
 
 def _number(text: str) -> object:
@@ -177,16 +179,24 @@ def _number(text: str) -> object:
     return text
 
 
-def _mapping(text: str) -> object:
+def _read_json(setting: Setting, value: object) -> object:
+    """A mapping out of its JSON; other values as they are. Not argparse's: it would hide the reason."""
+    kind = _plain(setting.annotation)
+    if not _is_mapping(kind) or not isinstance(value, str):
+        return value
+    example = """give an object such as '{"5": -2.0}'"""
     try:
-        value = json.loads(text)
+        mapping = json.loads(value)
     except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{text!r} is not JSON ({error}): give an object such as '{{\"5\": -2.0}}'"
-        ) from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{text!r} is not a JSON object: give one such as '{{\"5\": -2.0}}'")
-    return {int(key) if key.lstrip("-").isdigit() else key: entry for key, entry in value.items()}
+        raise ConfigError(f"--{setting.flag}: {value!r} is not JSON ({error}): {example}") from None
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"--{setting.flag}: {value!r} is not a JSON object: {example}")
+    if typing.get_args(kind)[0] is not int:
+        return mapping
+    try:
+        return {int(key): entry for key, entry in mapping.items()}
+    except ValueError as error:
+        raise ConfigError(f"--{setting.flag}: keys must be integers ({error}): {example}") from None
 
 
 def _metavar(kind: object) -> str:

@@ -187,8 +187,6 @@ class LLM:
         bar = _progress_bar(use_tqdm, len(ids))
         try:
             num_tokens = 0
-            for request_id in remaining & self.engine.finished_ids():
-                done[request_id] = self.engine.pop_output(request_id)
             while len(done) < len(ids):
                 for request_id in self.engine.step():
                     if request_id in remaining and self.engine.is_finished(request_id):

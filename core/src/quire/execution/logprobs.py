@@ -26,7 +26,8 @@ def token_logprobs(logits: Tensor, token_ids: Sequence[int], num_top: Sequence[i
 
     Args:
         logits: [L, V], any floating dtype and device; not changed.
-        token_ids: L tokens. num_top: per row, how many of the likeliest; -1 is the whole vocabulary.
+        token_ids: L tokens.
+        num_top: per row, how many of the likeliest; -1 is the whole vocabulary.
 
     Raises:
         NumericalError: a row holds NaN or +inf, or nothing but -inf.
@@ -47,13 +48,18 @@ def token_logprobs(logits: Tensor, token_ids: Sequence[int], num_top: Sequence[i
 
 
 def prompt_logprobs(
-    compute_logits: Callable[[int, int], Tensor], token_ids: Sequence[int], num_top: int, chunk_rows: int = _CHUNK_ROWS
+    compute_logits: Callable[[int, int], Tensor],
+    token_ids: Sequence[int],
+    num_top: int,
+    chunk_rows: int = _CHUNK_ROWS,
 ) -> Iterator[TokenLogprobs]:
     """Log-probabilities of a prompt chunk's next tokens, a few rows at a time.
 
     Args:
         compute_logits: called with (start, stop), gives the logits [stop - start, V] of those rows.
         token_ids: for each row the prompt token that follows it.
+        num_top: how many of the likeliest; -1 is the whole vocabulary.
+        chunk_rows: rows per call.
 
     Raises:
         NumericalError: as `token_logprobs`.

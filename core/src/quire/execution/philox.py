@@ -28,7 +28,8 @@ def philox4x32(counters: UInt64Array, keys: UInt64Array) -> UInt64Array:
     """Philox4x32-10 of each row.
 
     Args:
-        counters: uint64 [R, 4], each entry below 2**32. keys: uint64 [R, 2], likewise.
+        counters: uint64 [R, 4], each entry below 2**32.
+        keys: uint64 [R, 2], likewise.
 
     Returns:
         uint64 [R, 4], each entry below 2**32.
@@ -59,7 +60,9 @@ def uniform(
     """One draw per row, uniform in [0, 1) with 53 random bits.
 
     Args:
-        seeds: int64 [R]. positions: int64 [R], the output position that each draw is for.
+        seeds: int64 [R].
+        positions: int64 [R], the output position that each draw is for.
+        purpose: what the draws are for.
     """
     words = _draw(np.asarray(seeds, dtype=np.int64), np.asarray(positions, dtype=np.int64), purpose)
     high = (words[:, 0] >> np.uint64(5)).astype(np.float64)

@@ -51,7 +51,9 @@ class Sampler:
         Greedy ties go to the lowest id. Draws are for output position `state.num_output_tokens`.
 
         Args:
-            logits: [L, V], any floating dtype and device; not changed. slots: L slots.
+            logits: [L, V], any floating dtype and device; not changed.
+            slots: L slots.
+            state: what is known of those slots.
         """
         if not slots:
             return SampledRows([], [], [])
@@ -73,7 +75,7 @@ class Sampler:
         return SampledRows(sampled, _gather_logprobs(logits, slots, sampled, state), errors)
 
     def _load(self, logits: Tensor) -> Tensor:
-        """The logits in float32 (float64 stays) in the scratch buffer, rows padded to whole blocks with -inf."""
+        """The logits as float32 (float64 stays) in the scratch buffer, padded to whole blocks with -inf."""
         num_rows, vocab_size = logits.shape
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         width = math.ceil(vocab_size / _BLOCK) * _BLOCK
@@ -141,18 +143,19 @@ def _draw_tokens(work: Tensor, best: Tensor, slots: IntArray, state: SamplingSta
     temperature = torch.from_numpy(state.temperature[slots]).to(work.device, work.dtype)
     work.sub_(best[:, None]).div_(temperature[:, None])
     min_p, top_k, top_p = state.min_p[slots], state.top_k[slots], state.top_p[slots]
-    for position in np.flatnonzero((min_p > 0.0) | (top_k > 0) | (top_p < 1.0)).tolist():
+    if (min_p > 0.0).any():
+        with np.errstate(divide="ignore"):
+            bounds = torch.from_numpy(np.log(min_p)).to(work.device, work.dtype)
+        work.masked_fill_(work < bounds[:, None], -torch.inf)
+    for position in np.flatnonzero((top_k > 0) | (top_p < 1.0)).tolist():
         row = work[position]
-        if min_p[position] > 0.0:
-            row[row < math.log(min_p[position])] = -torch.inf
-        if top_k[position] > 0 or top_p[position] < 1.0:
-            values = row.cpu().numpy()
-            truncate(values, int(top_k[position]), float(top_p[position]))
-            if row.device.type != "cpu":
-                row.copy_(torch.from_numpy(values))
+        values = row.cpu().numpy()
+        truncate(values, int(top_k[position]), float(top_p[position]))
+        if row.device.type != "cpu":
+            row.copy_(torch.from_numpy(values))
     draws = uniform(state.seeds[slots], state.num_output_tokens[slots], Purpose.TOKEN)
     torch.exp(work, out=work)
-    return invert_cdf(work, torch.from_numpy(draws).to(work.device)).tolist()  # type: ignore[no-any-return]
+    return invert_cdf(work, torch.from_numpy(draws).to(work.device)).tolist()
 
 
 def truncate(row: FloatArray, top_k: int, top_p: float) -> None:
@@ -162,20 +165,22 @@ def truncate(row: FloatArray, top_k: int, top_p: float) -> None:
     tokens together weigh less than what top_p drops.
 
     Args:
-        row: [V], log-probabilities up to a constant, the largest 0. top_k: 0 keeps all.
+        row: [V], log-probabilities up to a constant, the largest 0.
+        top_k: 0 keeps all, else less than V.
+        top_p: 1 keeps all.
     """
     if top_k > 0:
         values = np.partition(row, len(row) - top_k)[len(row) - top_k :]
         _keep(row, float(values[0]), top_k)
         if top_p >= 1.0:
             return
+        total = np.exp(values).sum(dtype=np.float64)
     else:
         # A token below the bound weighs less than (1 - top_p) / V of the likeliest one alone.
-        bound = math.log1p(-top_p) - math.log(len(row)) - 1.0 if top_p < 1.0 else -math.inf
-        values = row[row >= bound]
-    total = np.exp(row, dtype=np.float64).sum()
+        values = row[row >= math.log1p(-top_p) - math.log(len(row)) - 1.0]
+        total = np.exp(row).sum(dtype=np.float64)
     values = np.sort(values)[::-1]
-    reached = np.cumsum(np.exp(values, dtype=np.float64))
+    reached = np.exp(values).cumsum(dtype=np.float64)
     count = min(int(np.searchsorted(reached, top_p * total)) + 1, len(values))
     _keep(row, float(values[count - 1]), count)
 

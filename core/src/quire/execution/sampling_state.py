@@ -41,7 +41,8 @@ class TokenCounts:
 
     def append(self, token_id: int) -> None:
         """Count one generated token."""
-        self._output_counts[self._find(token_id)] += 1
+        position = self._find(token_id)  # may replace the array
+        self._output_counts[position] += 1
 
     def _find(self, token_id: int) -> int:
         position = self._index.get(token_id)
@@ -49,7 +50,9 @@ class TokenCounts:
             position = len(self._index)
             if position == len(self._ids):
                 self._ids = np.concatenate((self._ids, np.empty_like(self._ids)))
-                self._output_counts = np.concatenate((self._output_counts, np.zeros_like(self._output_counts)))
+                self._output_counts = np.concatenate(
+                    (self._output_counts, np.zeros_like(self._output_counts))
+                )
             self._index[token_id] = position
             self._ids[position] = token_id
         return position
@@ -117,7 +120,9 @@ class SamplingState:
         self.edits[slot] = LogitEdits(
             bias_ids=np.array(list(bias), dtype=np.int64),
             bias_values=np.array(list(bias.values()), dtype=np.float64),
-            stop_ids=np.array(sorted(i for i in assignment.stop_token_ids if i < self.vocab_size), dtype=np.int64),
+            stop_ids=np.array(
+                sorted(i for i in assignment.stop_token_ids if i < self.vocab_size), dtype=np.int64
+            ),
             counts=TokenCounts(ids[:num_prompt], ids[num_prompt:]) if has_penalties else None,
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,

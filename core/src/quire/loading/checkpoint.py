@@ -46,10 +46,13 @@ class Checkpoint:
         """A tensor's shape, without reading it; raises CheckpointError when there is none."""
         return self._find(name)[1].shape
 
-    def num_bytes(self, name: str) -> int:
-        """A tensor's size on disk; raises CheckpointError when there is none."""
-        entry = self._find(name)[1]
-        return entry.end - entry.start
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's stored dtype, without reading it; raises CheckpointError when there is none."""
+        return _torch_dtypes()[self._find(name)[1].dtype]
+
+    def element_bytes(self, name: str) -> int:
+        """Stored bytes per element of a tensor; raises CheckpointError when there is none."""
+        return self.dtype(name).itemsize
 
     def get(self, name: str) -> Tensor:
         """A tensor in its stored dtype, on the CPU: a private mapping of the file, so writes stay in memory.
@@ -58,7 +61,7 @@ class Checkpoint:
             CheckpointError: there is no tensor of that name.
         """
         path, entry = self._find(name)
-        dtype = _torch_dtypes()[entry.dtype]
+        dtype = self.dtype(name)
         if entry.end == entry.start:
             return torch.empty(entry.shape, dtype=dtype)
         if path not in self._maps:

@@ -75,25 +75,31 @@ def _unique(path: Path, pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _parse_entry(path: Path, name: str, value: object, first: int) -> TensorEntry:
     if not isinstance(value, dict):
         raise _broken(path, f"the header's entry of tensor {name!r} is no object")
-    dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
+    dtype, shape, offsets = value.get("dtype"), _sizes(value.get("shape")), _sizes(value.get("data_offsets"))
     if not isinstance(dtype, str) or dtype not in element_bytes():
         known = ", ".join(element_bytes())
         raise _broken(path, f"tensor {name!r} has dtype {dtype!r}; known are {known}")
-    if not _is_sizes(shape):
-        raise _broken(path, f"tensor {name!r} has shape {shape!r}; it must be a list of integers from 0")
-    if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _broken(path, f"tensor {name!r} has data_offsets {offsets!r}; they must be [start, end]")
+    if shape is None:
+        found = value.get("shape")
+        raise _broken(path, f"tensor {name!r} has shape {found!r}; it must be a list of integers from 0")
+    if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
+        found = value.get("data_offsets")
+        raise _broken(path, f"tensor {name!r} has data_offsets {found!r}; they must be [start, end]")
     expected = math.prod(shape) * element_bytes()[dtype]
     if offsets[1] - offsets[0] != expected:
         found = offsets[1] - offsets[0]
-        raise _broken(path, f"tensor {name!r} of shape {shape} in {dtype} needs {expected} bytes; it has {found}")
+        raise _broken(
+            path, f"tensor {name!r} of shape {shape} in {dtype} needs {expected} bytes; it has {found}"
+        )
     return TensorEntry(name, dtype, tuple(shape), first + offsets[0], first + offsets[1])
 
 
-def _is_sizes(value: object) -> bool:
+def _sizes(value: object) -> list[int] | None:
+    """The list of integers from 0 that `value` is, or None."""
     if not isinstance(value, list):
-        return False
-    return all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value)
+        return None
+    is_valid = all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value)
+    return value if is_valid else None
 
 
 def _check_ranges(path: Path, entries: list[TensorEntry], first: int, size: int) -> None:
@@ -102,7 +108,9 @@ def _check_ranges(path: Path, entries: list[TensorEntry], first: int, size: int)
     for entry in sorted(entries, key=lambda item: (item.start, item.end)):
         if entry.start != position:
             kind = "overlaps the tensor before it" if entry.start < position else "leaves a gap before it"
-            raise _broken(path, f"tensor {entry.name!r} starts at byte {entry.start}, not {position}: it {kind}")
+            raise _broken(
+                path, f"tensor {entry.name!r} starts at byte {entry.start}, not {position}: it {kind}"
+            )
         position = entry.end
     if position > size:
         raise _truncated(path, position, size)

@@ -34,8 +34,9 @@ class Attention(nn.Module):
         """Write this step's keys and values, and attend.
 
         Args:
-            query: [T, H, D] or [T, H * D]. key, value: [T, K, D] or [T, K * D]; views of a wider
-                tensor are fine as long as the last dimension is contiguous.
+            query: [T, H, D] or [T, H * D]; may be a view of a wider tensor, last dimension contiguous.
+            key: [T, K, D] or [T, K * D]; likewise. Beside `value` in one tensor they are written together.
+            value: the same as key.
             batch: the step, prepared by the same backend.
 
         Returns:
@@ -43,7 +44,7 @@ class Attention(nn.Module):
         """
         if query.dim() == 2:
             params = self.params
-            query = query.unflatten(-1, (params.num_heads, params.head_size))
-            key = key.unflatten(-1, (params.num_kv_heads, params.head_size))
-            value = value.unflatten(-1, (params.num_kv_heads, params.head_size))
+            query = query.view(-1, params.num_heads, params.head_size)
+            key = key.view(-1, params.num_kv_heads, params.head_size)
+            value = value.view(-1, params.num_kv_heads, params.head_size)
         return self._compute(query, key, value, self.kv_cache, self.params, batch)

@@ -66,7 +66,8 @@ class LinearShape:
         if part is None and len(names) == 1:
             return slice(0, self.out_features)
         if part not in names:
-            raise CheckpointError(f"the weight map names part {part!r}; the layer's parts are {', '.join(names)}")
+            parts = ", ".join(names)
+            raise CheckpointError(f"the weight map names part {part!r}; the layer's parts are {parts}")
         index = names.index(part)
         start = sum(width for _, width in self.parts[:index])
         return slice(start, start + self.parts[index][1])
@@ -232,7 +233,7 @@ class LMHead(nn.Module):
 
 def is_prepacked(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether unquantized weights are laid out for oneDNN: bfloat16, on a CPU that has its instructions."""
-    if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+    if device.type != "cpu" or dtype != torch.bfloat16:
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -18,6 +18,7 @@ from quire.api.hf_config import (
     optional_str,
     require_float,
     require_floats,
+    require_int,
 )
 
 
@@ -130,7 +131,8 @@ def parse_rope_config(
 
     Args:
         config: the parsed config.json.
-        head_size: D. max_position_embeddings: as in the config.
+        head_size: D.
+        max_position_embeddings: as in the config.
         default_theta: the architecture's base where the config has none.
 
     Raises:
@@ -249,3 +251,19 @@ def _parse_proportional(source: _Source) -> ProportionalScaling:
     factor = optional_float(source.params, "factor", above=0.0)
     num_rotated = int((1.0 if proportion is None else proportion) * source.head_size // 2)
     return ProportionalScaling(1.0 if factor is None else factor, num_rotated)
+
+
+def parse_full_rope(config: HFConfig, head_size: int) -> RopeConfig:
+    """`parse_rope_config` of an architecture whose whole heads turn.
+
+    Raises:
+        UnsupportedModelError: a partial rotary factor, which such architectures do not know.
+    """
+    max_len = require_int(config, "max_position_embeddings", minimum=1)
+    rope = parse_rope_config(config, head_size=head_size, max_position_embeddings=max_len)
+    if rope.rotary_dim != head_size:
+        raise UnsupportedModelError(
+            f"config.json: partial_rotary_factor rotates {rope.rotary_dim} of {head_size} dimensions; "
+            "this architecture rotates all of them"
+        )
+    return rope

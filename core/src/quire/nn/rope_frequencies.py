@@ -40,7 +40,7 @@ def inverse_frequencies(config: RopeConfig, device: torch.device) -> Tensor:
         return _llama3(config, scaling, device)
     if isinstance(scaling, DynamicScaling):
         unstretched = (scaling.factor * scaling.original_len / scaling.original_len) - (scaling.factor - 1)
-        base = config.theta * unstretched ** (config.rotary_dim / (config.rotary_dim - 2))
+        base: float = config.theta * unstretched ** (config.rotary_dim / (config.rotary_dim - 2))
         return 1.0 / base ** _exponents(config.rotary_dim, config.rotary_dim, device)
     return _plain(config, device)
 
@@ -54,6 +54,8 @@ def dynamic_inverse_frequencies(config: RopeConfig, scaling: DynamicScaling, len
     """Dynamic NTK frequencies for each sequence length.
 
     Args:
+        config: its type is dynamic.
+        scaling: the config's.
         lengths: int64 [T]; those within the original length get `inverse_frequencies`.
 
     Returns:

@@ -51,11 +51,12 @@ class RotaryEmbedding(nn.Module):
         """Rotate the first `config.rotary_dim` dimensions of every head; the others pass unchanged.
 
         Args:
-            query: [T, H, D]. key: [T, K, D]; the model's dtype, last dimension contiguous.
+            query: [T, H, D], the model's dtype, last dimension contiguous; overwritten.
+            key: [T, K, D], the same.
             batch: gives positions and lengths; its scratch keeps the step's rows for the next layer.
 
         Returns:
-            New tensors of the same shapes.
+            query and key, rotated in place.
         """
         rows = batch.scratch.get(self._key)
         if not isinstance(rows, tuple):
@@ -69,7 +70,8 @@ class RotaryEmbedding(nn.Module):
         """Cosines and sines of tokens.
 
         Args:
-            positions, lengths: int64 [T]; lengths are read by length-dependent scalings only.
+            positions: int64 [T].
+            lengths: int64 [T], as `batch.rope_lens`; read by length-dependent scalings only.
 
         Returns:
             cos and sin, each [T, R / 2] in the model's dtype.
@@ -77,19 +79,16 @@ class RotaryEmbedding(nn.Module):
         scaling = self.config.scaling
         if isinstance(scaling, DynamicScaling):
             return self._cos_sin(positions, dynamic_inverse_frequencies(self.config, scaling, lengths))
-        if self._tables is None:
-            raise RuntimeError("the tables of a rotary embedding were not made")
         index = positions
         if isinstance(scaling, LongRopeScaling):
             index = positions + (lengths > scaling.original_len) * self._max_len
         cos, sin = self._tables
         return cos.index_select(0, index), sin.index_select(0, index)
 
-    def _make_tables(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    def _make_tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         scaling = self.config.scaling
-        if isinstance(scaling, DynamicScaling):
-            return None
-        positions = torch.arange(self._max_len, dtype=torch.int64, device=device)
+        num_rows = 0 if isinstance(scaling, DynamicScaling) else self._max_len
+        positions = torch.arange(num_rows, dtype=torch.int64, device=device)
         tables = [self._cos_sin(positions, inverse_frequencies(self.config, device))]
         if isinstance(scaling, LongRopeScaling):
             tables.append(self._cos_sin(positions, long_inverse_frequencies(self.config, scaling, device)))

@@ -44,3 +44,6 @@ def relu(x: Tensor) -> Tensor:
 def silu(x: Tensor) -> Tensor:
     """`x * sigmoid(x)`, elementwise: a new tensor like x."""
     return F.silu(x)
+
+
+gelu_new = gelu_fast = gelu_pytorch_tanh = gelu_tanh

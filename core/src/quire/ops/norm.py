@@ -10,29 +10,31 @@ from torch.nn import functional as F
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root mean square norm: `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
 
-    Computed in float32 whatever the dtype (float64 too), rounded to x's dtype, then multiplied by
-    the weight in that dtype: the order of roundings of Hugging Face's LlamaRMSNorm.
+    Computed in float32 whatever the dtype (float64 too; torch widens 16-bit input itself), rounded to
+    x's dtype, then multiplied by the weight in it: the roundings of Hugging Face's LlamaRMSNorm.
 
     Args:
-        x: [..., E]. weight: [E], x's dtype and device. eps: added to the mean square.
+        x: [..., E].
+        weight: [E], x's dtype and device.
+        eps: added to the mean square.
 
     Returns:
         A new tensor like x.
 
     Source: Zhang and Sennrich 2019.
     """
-    if x.dtype == torch.float32:
-        return F.rms_norm(x, weight.shape, None, eps) * weight
-    wide = x.to(torch.float32)
-    mean_square = wide.square().mean(-1, keepdim=True)
-    return wide.mul_(mean_square.add_(eps).rsqrt_()).to(x.dtype).mul_(weight)
+    wide = x.to(torch.float32) if x.dtype == torch.float64 else x
+    return F.rms_norm(wide, weight.shape, None, eps).to(x.dtype).mul_(weight)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """Layer norm over the last dimension, statistics in float32 or wider.
 
     Args:
-        x: [..., E]. weight, bias: [E], x's dtype and device; bias may be None. eps: added to the variance.
+        x: [..., E].
+        weight: [E], x's dtype and device.
+        bias: likewise, or None.
+        eps: added to the variance.
 
     Returns:
         A new tensor like x.

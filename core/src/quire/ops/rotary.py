@@ -14,8 +14,10 @@ def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, interleaved: bo
     product) are rotated together.
 
     Args:
-        query: [T, H, D]. key: [T, K, D]; any strides, last dimension contiguous; overwritten.
-        cos, sin: [T, R / 2], the same dtype.
+        query: [T, H, D], last dimension contiguous; overwritten.
+        key: [T, K, D], likewise.
+        cos: [T, R / 2], the same dtype.
+        sin: the same.
         interleaved: pairs are features (0, 1), (2, 3), ... instead of (0, R/2), (1, R/2 + 1), ...
 
     Returns:
@@ -35,8 +37,8 @@ def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, interleaved: bo
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
     half = cos.shape[-1]
-    rotated = x[..., : 2 * half]
-    pairs = rotated.unflatten(-1, (half, 2)).transpose(-1, -2) if interleaved else rotated.unflatten(-1, (2, half))
+    rotated, heads = x[..., : 2 * half], x.shape[:2]
+    pairs = rotated.view(*heads, half, 2).transpose(2, 3) if interleaved else rotated.view(*heads, 2, half)
     by_cos, by_sin = pairs * cos, pairs * sin  # [T, H, 2, R / 2]
     torch.sub(by_cos[:, :, 0], by_sin[:, :, 1], out=pairs[:, :, 0])
     torch.add(by_cos[:, :, 1], by_sin[:, :, 0], out=pairs[:, :, 1])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 
 from quire.api.hookspecs import hookimpl
-from quire.api.specs import CommandSpec, PluginInfo
+from quire.api.specs import AttentionBackendSpec, CommandSpec, OpImplSpec, OpSpec, PluginInfo
+from quire.ops.specs import core_attention_backend_specs, core_op_specs
 from quire.plugins.discovery import Candidate
 
 BUILTIN_PLUGINS = (("core", "quire.plugins.builtin"),)
@@ -29,7 +30,19 @@ def builtin_candidates() -> list[Candidate]:
 @hookimpl
 def quire_plugin_info() -> PluginInfo:
     """Core, as a plugin."""
-    return PluginInfo(api=">=1,<2", description="the core's own commands")
+    return PluginInfo(api=">=1,<2", description="the core's own ops, attention backend and commands")
+
+
+@hookimpl
+def quire_register_ops() -> list[OpSpec | OpImplSpec]:
+    """Core's ops, each with its plain-torch reference."""
+    return [*core_op_specs()]
+
+
+@hookimpl
+def quire_register_attention_backends() -> list[AttentionBackendSpec]:
+    """The reference attention backend."""
+    return core_attention_backend_specs()
 
 
 @hookimpl

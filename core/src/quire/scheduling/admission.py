@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quire.api.errors import CapacityError, PromptError
-from quire.api.request import Request, RequestStatus
+from quire.api.request import Request
 from quire.kvcache.block_manager import Allocation, BlockManager
 from quire.scheduling.plan import RequestState, SchedulerLimits
 
@@ -86,19 +86,20 @@ class Admission:
         return self._manager.num_missing_blocks(request, request.num_tokens) + 1
 
     def place(
-        self, state: RequestState, leader: RequestState | None, budget: int, num_reserved: int
+        self, state: RequestState, leader: Request | None, budget: int, num_reserved: int
     ) -> Placement | None:
         """Give a waiting request its blocks; None, and nothing changed, when it must wait.
 
         Args:
-            leader: the request that it is a fork of, where the scheduler tracks it.
+            state: the request, and what the scheduler tracks of it.
+            leader: the request whose prompt blocks it can share now; None to start it by itself.
             budget: tokens left in the step.
             num_reserved: free blocks that must remain.
         """
         request = state.request
         num_free = self._manager.num_free_blocks - num_reserved
-        if leader is not None and self._holds_prompt(leader, request):
-            return self._fork(state, leader.request, budget, num_free)
+        if leader is not None and request.num_prompt_tokens > 1:
+            return self._fork(state, leader, budget, num_free)
         match = self._manager.match_prefix(request)
         num_tokens = self.chunk(request.num_tokens - match.num_tokens, budget)
         if num_tokens == 0 or self._manager.num_blocks_needed(request.num_tokens, match) > num_free:
@@ -109,9 +110,7 @@ class Admission:
         self._start_at(request, match.num_tokens)
         return Placement(num_tokens, allocation)
 
-    def _fork(
-        self, state: RequestState, leader: Request, budget: int, num_free: int
-    ) -> Placement | None:
+    def _fork(self, state: RequestState, leader: Request, budget: int, num_free: int) -> Placement | None:
         """Share all of the leader's prompt but its last token, whose logits the fork needs."""
         request, size = state.request, self._manager.block_size
         num_shared = request.num_prompt_tokens - 1
@@ -129,14 +128,6 @@ class Admission:
         state.is_forked = True
         self.num_forks += 1
         return Placement(num_tokens, allocation)
-
-    def _holds_prompt(self, leader: RequestState, request: Request) -> bool:
-        """Whether the leader's prompt was computed in a step before this one, and is still there."""
-        return (
-            leader.request.status is RequestStatus.RUNNING
-            and leader.prompt_step_id is not None
-            and request.num_prompt_tokens > 1
-        )
 
     def _start_at(self, request: Request, num_tokens: int) -> None:
         request.num_computed_tokens = num_tokens

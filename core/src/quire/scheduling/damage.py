@@ -23,7 +23,10 @@ class Damage:
 
 
 def trace_damage(
-    failed: list[RequestState], in_flight: Iterable[RequestState], holders: list[RequestState], manager: BlockManager
+    failed: list[RequestState],
+    in_flight: Iterable[RequestState],
+    holders: list[RequestState],
+    manager: BlockManager,
 ) -> Damage:
     """Follow what failed requests computed to all that read it, and drop it from the prefix cache.
 

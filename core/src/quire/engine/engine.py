@@ -1,0 +1,266 @@
+"""The engine: requests in, one step after another, outputs out."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from quire.api.config import EngineConfig
+from quire.api.errors import EngineClosedError, PromptError, StepError, TokenizerError
+from quire.api.outputs import Metric, RequestOutput
+from quire.api.protocols import Executor
+from quire.api.request import FinishReason, Request, SamplingParams
+from quire.api.step import StepPlan, StepResult
+from quire.engine.inputs import InputProcessor, Prompt
+from quire.engine.outputs import RequestTracker
+from quire.engine.statistics import EngineStatistics
+from quire.execution.philox import derive_seed
+from quire.execution.runner import RunnerTimes
+from quire.loading.tokenizer import Tokenizer
+from quire.plugins.host import PluginHost
+from quire.scheduling.plan import RequestUpdate
+from quire.scheduling.scheduler import Scheduler
+
+
+@dataclass(slots=True, frozen=True)
+class EngineParts:
+    """What an engine is made of; `quire.engine.build` puts it together.
+
+    Attributes:
+        eos_token_ids: ids that end any output unless `ignore_eos`.
+        default_sampling: sampling parameters that the model recommends, by name.
+        rope_switch_len: requests that may grow past it share no prefix blocks; None: all may share.
+    """
+
+    config: EngineConfig
+    host: PluginHost
+    inputs: InputProcessor
+    scheduler: Scheduler
+    executor: Executor
+    tokenizer: Tokenizer | None
+    eos_token_ids: frozenset[int]
+    chat_template: str | None = None
+    default_sampling: Mapping[str, object] = field(default_factory=dict)
+    rope_switch_len: int | None = None
+    runner_times: RunnerTimes = field(default_factory=RunnerTimes)
+
+
+class Engine:
+    """Owns one model's requests. One caller at a time; `LLM` is its usual front."""
+
+    def __init__(self, parts: EngineParts) -> None:
+        self._parts = parts
+        self._scheduler = parts.scheduler
+        self._executor = parts.executor
+        self._seeds = random.Random(parts.config.model.seed)
+        self._trackers: dict[str, RequestTracker] = {}
+        self._owner: dict[str, RequestTracker] = {}  # by the scheduler's request id
+        self._finished: set[str] = set()
+        self._num_requests = 0
+        self._statistics = EngineStatistics()
+        self._is_closed = False
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template given in the configuration, else None."""
+        return self._parts.chat_template
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a step would do something."""
+        return self._scheduler.has_unfinished
+
+    def add_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        salt: str = "",
+    ) -> str:
+        """Queue a prompt; its `n` choices become requests that share the prompt's blocks.
+
+        Returns:
+            The request's id, drawn here unless given.
+
+        Raises:
+            PromptError, SamplingParamsError, CapacityError, TokenizerError: the request is refused
+                whole; nothing of it stays behind.
+        """
+        self._check_open()
+        self._parts.inputs.process_params(params)
+        processed = self._parts.inputs.process_prompt(prompt)
+        name = request_id or f"request-{self._num_requests}"
+        if name in self._trackers:
+            raise PromptError(f"request id {name!r} is in use: give each request its own")
+        children = self._make_children(name, processed.token_ids, params, priority, salt)
+        tracker = RequestTracker(name, processed.text, children, self._parts.tokenizer)
+        self._add_children(children)
+        self._num_requests += 1
+        self._trackers[name] = tracker
+        self._owner.update((child.request_id, tracker) for child in children)
+        self._statistics.add_prompt(len(processed.token_ids))
+        return name
+
+    def step(self) -> list[str]:
+        """Plan, run and take in one step.
+
+        Returns:
+            Ids of the requests that got tokens or ended.
+        """
+        self._check_open()
+        begin = time.perf_counter()
+        plan = self._scheduler.schedule()
+        if not plan.rows:
+            return []
+        planned_at = time.perf_counter()
+        result, error = self._execute(plan)
+        executed_at = time.perf_counter()
+        updates = self._scheduler.update(plan, result) if result else self._scheduler.fail(plan, error or StepError())
+        updated_at = time.perf_counter()
+        changed = self._emit(updates)
+        manager = self._scheduler.block_manager
+        self._statistics.add_step(plan, manager.usage(), manager.block_size)
+        self._statistics.add_times(planned_at - begin, updated_at - executed_at, time.perf_counter() - updated_at)
+        if not self._scheduler.has_unfinished:
+            self._scheduler.check_invariants()
+        return changed
+
+    def output(self, request_id: str) -> RequestOutput:
+        """The request's cumulative output of now."""
+        return self._tracker(request_id).output()
+
+    def pop_output(self, request_id: str) -> RequestOutput:
+        """The request's output, after which the engine forgets the request (ending it if it runs)."""
+        output = self._tracker(request_id).output()
+        self.discard(request_id)
+        return output
+
+    def is_finished(self, request_id: str) -> bool:
+        """Whether all choices have ended."""
+        return request_id in self._finished
+
+    def abort(self, request_id: str) -> None:
+        """End a request now; it stays readable. Unknown or finished ids are ignored."""
+        tracker = self._trackers.get(request_id)
+        if tracker is None or request_id in self._finished:
+            return
+        for child in tracker.requests:
+            self._scheduler.finish(child.request_id, FinishReason.ABORT)
+            tracker.end(child)
+        self._statistics.add_finished(FinishReason.ABORT.value)
+        self._finished.add(request_id)
+
+    def discard(self, request_id: str) -> None:
+        """Abort a request if it runs, and forget it. Unknown ids are ignored."""
+        self.abort(request_id)
+        tracker = self._trackers.pop(request_id, None)
+        self._finished.discard(request_id)
+        for child in tracker.requests if tracker else ():
+            self._owner.pop(child.request_id, None)
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer; raises TokenizerError with `skip_tokenizer_init`."""
+        if self._parts.tokenizer is None:
+            raise TokenizerError("there is no tokenizer: drop skip_tokenizer_init")
+        return self._parts.tokenizer
+
+    def default_sampling_params(self) -> SamplingParams:
+        """What the model's generation_config.json recommends."""
+        return SamplingParams(**self._parts.default_sampling)  # type: ignore[arg-type]  # checked by SamplingParams
+
+    def get_metrics(self) -> list[Metric]:
+        """Counters and gauges."""
+        return self._statistics.metrics(
+            self._scheduler.stats(), self._scheduler.block_manager.usage(), self._parts.runner_times
+        )
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes that nothing uses."""
+        self._scheduler.block_manager.reset_prefix_cache()
+
+    def close(self) -> None:
+        """End all requests and free the model; idempotent."""
+        if self._is_closed:
+            return
+        for request_id in list(self._trackers):
+            self.discard(request_id)
+        self._is_closed = True
+        self._executor.close()
+
+    def _make_children(
+        self, name: str, token_ids: list[int], params: SamplingParams, priority: int, salt: str
+    ) -> list[Request]:
+        seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
+        total = len(token_ids) + self._parts.inputs.output_limit(len(token_ids), params)
+        switch = self._parts.rope_switch_len
+        if switch is not None and total > switch:
+            salt = f"{salt}/{name}"  # its rotary angles depend on its own length
+        eos = frozenset() if params.ignore_eos else self._parts.eos_token_ids
+        children: list[Request] = []
+        for index in range(params.n):
+            children.append(
+                Request(
+                    request_id=name if index == 0 else f"{name}/{index}",
+                    prompt_token_ids=token_ids,
+                    params=params if index == 0 else replace(params, prompt_logprobs=None),
+                    seed=derive_seed(seed, index),
+                    max_total_tokens=total,
+                    stop_token_ids=eos | frozenset(params.stop_token_ids or ()),
+                    priority=priority,
+                    arrival_s=time.monotonic(),
+                    salt=salt,
+                    fork_of=children[0] if children else None,
+                )
+            )
+        return children
+
+    def _add_children(self, children: list[Request]) -> None:
+        added: list[Request] = []
+        try:
+            for child in children:
+                self._scheduler.add(child)
+                added.append(child)
+        except BaseException:
+            for child in added:
+                self._scheduler.finish(child.request_id, FinishReason.ABORT)
+            raise
+
+    def _execute(self, plan: StepPlan) -> tuple[StepResult | None, Exception | None]:
+        """Run a plan; what an executor raises fails the step's requests, not the engine."""
+        try:
+            return self._executor.submit(plan).result(), None
+        except Exception as error:  # the boundary between a step and the engine
+            failure = StepError(f"step {plan.step_id} failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            return None, failure
+
+    def _emit(self, updates: list[RequestUpdate]) -> list[str]:
+        changed: dict[str, None] = {}
+        for update in updates:
+            tracker = self._owner.get(update.request.request_id)
+            if tracker is None:
+                continue
+            stop = tracker.apply(update)
+            if stop is not None:
+                self._scheduler.finish(update.request.request_id, FinishReason.STOP, stop)
+                tracker.end(update.request)
+            self._statistics.add_generated(len(update.new_token_ids))
+            changed[tracker.request_id] = None
+            if tracker.is_finished and tracker.request_id not in self._finished:
+                self._finished.add(tracker.request_id)
+                self._statistics.add_finished(tracker.finish_reason)
+        return list(changed)
+
+    def _tracker(self, request_id: str) -> RequestTracker:
+        tracker = self._trackers.get(request_id)
+        if tracker is None:
+            raise PromptError(f"request id {request_id!r} is not known")
+        return tracker
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineClosedError("the engine is closed: build a new LLM")

@@ -1,0 +1,278 @@
+"""From the scheduler's updates to what a caller sees: text, logprobs and reasons, per request and choice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from quire.api.outputs import CompletionOutput, Logprob, PositionLogprobs, RequestMetrics, RequestOutput
+from quire.api.protocols import TokenizerLike
+from quire.api.request import FinishReason, Request
+from quire.api.step import TokenLogprobs
+from quire.engine.detokenizer import IncrementalDetokenizer
+from quire.engine.stop_strings import StopStringMatcher
+from quire.scheduling.plan import RequestUpdate
+
+
+class PieceDecoder:
+    """Texts of single tokens, for logprobs; each is decoded once. Without a tokenizer they are None."""
+
+    def __init__(self, tokenizer: TokenizerLike | None) -> None:
+        self._tokenizer = tokenizer
+        self._texts: dict[int, str] = {}
+
+    def decode(self, token_id: int) -> str | None:
+        """A token's text by itself."""
+        if self._tokenizer is None:
+            return None
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        return text
+
+    def position(self, entry: TokenLogprobs) -> PositionLogprobs:
+        """One position's logprobs: the token itself first, then the likeliest."""
+        values = {entry.token_id: Logprob(entry.logprob, entry.rank, self.decode(entry.token_id))}
+        for rank, (token_id, logprob) in enumerate(
+            zip(entry.top_ids, entry.top_logprobs, strict=True), start=1
+        ):
+            if token_id != entry.token_id:
+                values[token_id] = Logprob(logprob, rank, self.decode(token_id))
+        return values
+
+
+class ChoiceText:
+    """The text of one choice: detokenized as tokens come, cut at stop strings."""
+
+    def __init__(self, request: Request, tokenizer: TokenizerLike | None) -> None:
+        params = request.params
+        self._min_tokens = params.min_tokens
+        self._num_tokens = 0
+        self._text = ""
+        self._is_flushed = False
+        self._matcher: StopStringMatcher | None = None
+        if params.stop_strings:
+            self._matcher = StopStringMatcher(
+                params.stop_strings, include_in_output=params.include_stop_str_in_output
+            )
+        self._detokenizer: IncrementalDetokenizer | None = None
+        if tokenizer is not None and params.detokenize:
+            has_spaces = params.skip_special_tokens or params.spaces_between_special_tokens
+            self._detokenizer = IncrementalDetokenizer(
+                tokenizer,
+                skip_special_tokens=params.skip_special_tokens,
+                special_tokens=None if has_spaces else _added_tokens(tokenizer),
+                context=request.prompt_token_ids,
+            )
+
+    def push(self, token_ids: Sequence[int]) -> str | None:
+        """Add tokens; the stop string that they complete, at which the text is cut."""
+        if self._detokenizer is None or self._is_flushed:
+            return None
+        for token_id in token_ids:
+            self._num_tokens += 1
+            stop = self._add(self._detokenizer.push(token_id))
+            if stop is not None:
+                return stop
+        return None
+
+    def flush(self) -> str | None:
+        """Add what the detokenizer holds back, once; the stop string that it completes."""
+        if self._detokenizer is None or self._is_flushed:
+            return None
+        stop = self._add(self._detokenizer.flush())
+        self._is_flushed = True
+        return stop
+
+    def text(self) -> str:
+        """All text once flushed or stopped; before, without what a stop string may yet cut."""
+        if self._is_flushed or self._matcher is None:
+            return self._text
+        return self._text[: max(0, len(self._text) - self._matcher.num_held_back)]
+
+    def _add(self, piece: str) -> str | None:
+        if not piece:
+            return None
+        self._text += piece
+        if self._matcher is None:
+            return None
+        if self._min_tokens and self._num_tokens <= self._min_tokens:
+            self._matcher.skip(piece)
+            return None
+        match = self._matcher.push(piece)
+        if match is None:
+            return None
+        self._text = self._text[: match.text_length]
+        self._is_flushed = True
+        return match.stop
+
+
+class ChoiceTracker:
+    """One choice: what its request has generated, and how it ended."""
+
+    def __init__(self, index: int, request: Request, tokenizer: TokenizerLike | None) -> None:
+        self.request = request
+        self.finish_reason: str | None = None
+        self._index = index
+        self._stop_reason: int | str | None = None
+        self._text = ChoiceText(request, tokenizer)
+        self._num_tokens = 0
+        self._cumulative_logprob = 0.0
+        self._raw_logprobs: list[TokenLogprobs] = []
+        self._logprobs: list[PositionLogprobs] = []
+
+    def add(self, update: RequestUpdate) -> str | None:
+        """Take in new tokens; a stop string that they complete ends the choice and is returned."""
+        if self.finish_reason is not None:
+            return None
+        self._num_tokens += len(update.new_token_ids)
+        for entry in update.logprobs or ():
+            self._raw_logprobs.append(entry)
+            self._cumulative_logprob += entry.logprob
+        stop = self._text.push(self._visible(update))
+        if stop is None and update.is_finished:
+            stop = self._text.flush()
+        if stop is not None:
+            self.finish_reason, self._stop_reason = FinishReason.STOP.value, stop
+        elif update.is_finished:
+            self.end()
+        return stop
+
+    def end(self) -> None:
+        """The request ended without a stop string; its reason is in the request. Idempotent."""
+        if self.finish_reason is not None:
+            return
+        stop = self._text.flush()
+        reason = self.request.finish_reason or FinishReason.ABORT
+        self.finish_reason = FinishReason.STOP.value if stop is not None else reason.value
+        self._stop_reason = stop if stop is not None else self.request.stop_reason
+
+    def output(self, pieces: PieceDecoder) -> CompletionOutput:
+        """The choice as of now."""
+        wants_logprobs = self.request.params.logprobs is not None
+        for entry in self._raw_logprobs[len(self._logprobs) :]:
+            self._logprobs.append(pieces.position(entry))
+        return CompletionOutput(
+            index=self._index,
+            text=self._text.text(),
+            token_ids=self.request.output_token_ids[: self._num_tokens],
+            cumulative_logprob=self._cumulative_logprob if wants_logprobs else None,
+            logprobs=list(self._logprobs) if wants_logprobs else None,
+            finish_reason=self.finish_reason,
+            stop_reason=self._stop_reason,
+        )
+
+    def _visible(self, update: RequestUpdate) -> list[int]:
+        """The new tokens that give text: not an EOS or stop token that ended the request."""
+        request = self.request
+        ends_at_token = update.is_finished and request.finish_reason is FinishReason.STOP
+        if not ends_at_token or request.params.include_stop_str_in_output:
+            return update.new_token_ids
+        is_stop = bool(update.new_token_ids) and update.new_token_ids[-1] in request.stop_token_ids
+        return update.new_token_ids[:-1] if is_stop else update.new_token_ids
+
+
+class RequestTracker:
+    """One user request and its choices, on the way to RequestOutput.
+
+    Outputs are built on demand, so tokens that nobody looks at yet cost only their detokenization.
+
+    Args:
+        request_id: the caller's id.
+        prompt: the prompt's text, None where it was given as token ids.
+        requests: the scheduler's request of each choice, in order; the first has prompt logprobs.
+        tokenizer: None leaves all texts empty.
+        metadata: goes into every output.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: str | None,
+        requests: Sequence[Request],
+        tokenizer: TokenizerLike | None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.metrics = RequestMetrics(arrival_s=requests[0].arrival_s)
+        self._prompt = prompt
+        self._pieces = PieceDecoder(tokenizer)
+        self._metadata = dict(metadata or {})
+        self._choices = [ChoiceTracker(i, request, tokenizer) for i, request in enumerate(requests)]
+        self._by_id = {choice.request.request_id: choice for choice in self._choices}
+        self._prompt_logprobs: list[PositionLogprobs | None] = [None]
+
+    @property
+    def requests(self) -> list[Request]:
+        """The scheduler's requests, one per choice."""
+        return [choice.request for choice in self._choices]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all choices have ended."""
+        return all(choice.finish_reason is not None for choice in self._choices)
+
+    @property
+    def finish_reason(self) -> str:
+        """The first choice's reason; "abort" while it has none."""
+        return self._choices[0].finish_reason or FinishReason.ABORT.value
+
+    def apply(self, update: RequestUpdate) -> str | None:
+        """Take in what a step gave to one choice.
+
+        Returns:
+            The stop string that ended the choice here; the scheduler does not know of it yet.
+        """
+        choice = self._by_id[update.request.request_id]
+        if choice is self._choices[0]:
+            self._prompt_logprobs += [self._pieces.position(entry) for entry in update.prompt_logprobs or ()]
+        if choice.finish_reason is None:
+            self._note_time(update)
+        stop = choice.add(update)
+        self._note_end()
+        return stop
+
+    def end(self, request: Request) -> None:
+        """A choice's request was ended from outside (aborted); its reason is in the request."""
+        self._by_id[request.request_id].end()
+        self._note_end()
+
+    def output(self) -> RequestOutput:
+        """The cumulative output of now; the caller owns it, nothing of it changes later."""
+        first = self._choices[0].request
+        self.metrics.num_cached_tokens = first.num_cached_tokens
+        self.metrics.num_preemptions = sum(request.num_preemptions for request in self.requests)
+        errors = [request.error for request in self.requests if request.error is not None]
+        wants_prompt_logprobs = first.params.prompt_logprobs is not None
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self._prompt,
+            prompt_token_ids=list(first.prompt_token_ids),
+            outputs=[choice.output(self._pieces) for choice in self._choices],
+            finished=self.is_finished,
+            prompt_logprobs=list(self._prompt_logprobs) if wants_prompt_logprobs else None,
+            num_cached_tokens=first.num_cached_tokens,
+            metrics=replace(self.metrics),
+            error=errors[0] if errors else None,
+            metadata=self._metadata,
+        )
+
+    def _note_time(self, update: RequestUpdate) -> None:
+        now = time.monotonic()
+        if self.metrics.first_scheduled_s is None:
+            self.metrics.first_scheduled_s = now
+        if update.new_token_ids:
+            self.metrics.last_token_s = now
+            if self.metrics.first_token_s is None:
+                self.metrics.first_token_s = now
+
+    def _note_end(self) -> None:
+        if self.metrics.finished_s is None and self.is_finished:
+            self.metrics.finished_s = time.monotonic()
+
+
+def _added_tokens(tokenizer: TokenizerLike) -> Mapping[int, str] | None:
+    """A tokenizer's added tokens, where it tells them."""
+    tokens = getattr(tokenizer, "added_tokens", None)
+    return tokens if isinstance(tokens, Mapping) else None

@@ -1,0 +1,156 @@
+"""Builds a model on a device and fills it from a checkpoint: the BuildContext of core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import nn
+
+from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.errors import UnsupportedModelError
+from quire.api.protocols import AttentionBackend, AttentionParams, Model, ModelConfig, ModelFactory, Ops
+from quire.api.specs import WeightMap
+from quire.nn.attention import Attention
+from quire.nn.dtypes import torch_device, torch_dtype
+from quire.nn.embedding import TokenEmbedding
+from quire.nn.linear import Linear, LinearMethod, LinearShape, LMHead, UnquantizedMethod
+
+LoadWeights = Callable[[nn.Module, WeightMap], None]
+"""Fills the parameters of a built model, e.g. `quire.loading.weight_map.load_weights` with a checkpoint."""
+
+
+@dataclass(slots=True, frozen=True)
+class BuildSettings:
+    """What a model is built with.
+
+    Attributes:
+        dtype: of weights, activations and KV cache. ops: bound for `device` and `dtype`.
+        linear_method: how linear layers keep their weights.
+    """
+
+    dtype: DTypeName
+    device: DeviceInfo
+    ops: Ops
+    attention_backend: AttentionBackend
+    max_model_len: int
+    linear_method: LinearMethod = field(default_factory=UnquantizedMethod)
+
+
+@dataclass(slots=True, frozen=True)
+class BuiltModel:
+    """A loaded model, ready for its KV cache.
+
+    Attributes:
+        model: the module, without gradients.
+        attention_layers: in the order of construction, which is the order of the KV caches.
+        vocab_size: the logits' width.
+        dtype, device: of its weights, activations and KV caches.
+    """
+
+    model: Model
+    attention_layers: tuple[Attention, ...]
+    vocab_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def kv_bytes_per_block(self, block_size: int) -> int:
+        """Bytes that one block takes over all layers."""
+        shapes = [layer.kv_cache_shape(1, block_size) for layer in self.attention_layers]
+        return sum(torch.Size(shape).numel() for shape in shapes) * self.dtype.itemsize
+
+    def allocate_kv_caches(self, num_blocks: int, block_size: int) -> list[torch.Tensor]:
+        """Allocate one zeroed cache per attention layer, in their order, and bind them."""
+        caches = []
+        for layer in self.attention_layers:
+            shape = layer.kv_cache_shape(num_blocks, block_size)
+            caches.append(torch.zeros(shape, dtype=self.dtype, device=self.device))
+            layer.bind_kv_cache(caches[-1])
+        return caches
+
+
+class TorchBuildContext:
+    """The BuildContext of one process that runs all layers; see `quire.api.protocols.BuildContext`."""
+
+    def __init__(self, settings: BuildSettings) -> None:
+        self.dtype = settings.dtype
+        self.device = settings.device
+        self.ops = settings.ops
+        self.max_model_len = settings.max_model_len
+        self.attention_layers: list[Attention] = []
+        self._settings = settings
+        self._torch_dtype = torch_dtype(settings.dtype)
+        self._torch_device = torch_device(settings.device)
+
+    def linear(self, in_features: int, parts: Mapping[str, int], *, bias: bool = False) -> nn.Module:
+        """See BuildContext."""
+        return Linear(self._shape(in_features, parts, bias), self._settings.linear_method)
+
+    def embedding(self, num_embeddings: int, embedding_dim: int) -> nn.Module:
+        """See BuildContext."""
+        return TokenEmbedding(num_embeddings, embedding_dim, self._torch_dtype, self._torch_device)
+
+    def lm_head(
+        self, in_features: int, vocab_size: int, *, bias: bool = False, tied_to: nn.Module | None = None
+    ) -> nn.Module:
+        """See BuildContext. Never quantized."""
+        shape = self._shape(in_features, {"lm_head": vocab_size}, bias)
+        return LMHead(shape, UnquantizedMethod(), tied_to)
+
+    def attention(self, params: AttentionParams) -> nn.Module:
+        """See BuildContext."""
+        layer = Attention(params, self._settings.attention_backend)
+        self.attention_layers.append(layer)
+        return layer
+
+    def layers(self, num_layers: int, build: Callable[[int], nn.Module]) -> nn.ModuleList:
+        """See BuildContext."""
+        return nn.ModuleList(build(index) for index in range(num_layers))
+
+    def _shape(self, in_features: int, parts: Mapping[str, int], has_bias: bool) -> LinearShape:
+        return LinearShape(in_features, tuple(parts.items()), has_bias, self._torch_dtype, self._torch_device)
+
+
+def build_model(
+    factory: ModelFactory, config: ModelConfig, settings: BuildSettings, load: LoadWeights
+) -> BuiltModel:
+    """Build a model, load it, and bring its weights into the form that they are multiplied in.
+
+    Parameters are created uninitialized on the device; each linear's plain weight is freed as soon
+    as its packed form exists, so that the peak is the model and one layer more.
+
+    Args:
+        factory: the model's class, as `ModelSpec.factory` names it.
+        config: what its `parse_config` gave.
+        settings: dtype, device, ops, attention backend and linear method.
+        load: fills the parameters in place.
+
+    Raises:
+        UnsupportedModelError: the factory made something that is not a model.
+        CheckpointError: the checkpoint does not fit (raised by `load`).
+    """
+    context = TorchBuildContext(settings)
+    with torch.inference_mode():
+        model = factory(config, context)
+        if not isinstance(model, nn.Module) or not isinstance(getattr(model, "layers", None), nn.ModuleList):
+            found = type(model).__name__
+            raise UnsupportedModelError(f"{factory!r} made a {found}, not an nn.Module with layers")
+        model.requires_grad_(False).eval()
+        load(model, factory.weight_map(config))
+        process_after_loading(model)
+    return BuiltModel(
+        model=cast(Model, model),
+        attention_layers=tuple(context.attention_layers),
+        vocab_size=config.vocab_size,
+        dtype=torch_dtype(settings.dtype),
+        device=torch_device(settings.device),
+    )
+
+
+def process_after_loading(model: nn.Module) -> None:
+    """Call `process_after_loading` of every linear and LM head in a model, once."""
+    for module in list(model.modules()):
+        if isinstance(module, Linear | LMHead):
+            module.process_after_loading()

@@ -1,0 +1,1 @@
+"""One plain-torch reference per op, the reference attention backend, and the op table."""

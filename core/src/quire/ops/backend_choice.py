@@ -1,0 +1,61 @@
+"""Choosing the attention backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.errors import DeviceError, PluginError
+from quire.api.protocols import AttentionBackend
+from quire.api.specs import AttentionBackendSpec, Registration
+from quire.ops.table import Resolve, origin
+
+
+@dataclass(slots=True, frozen=True)
+class BackendRequest:
+    """What a backend is chosen for; `name` overrides the choice."""
+
+    device: DeviceInfo
+    dtype: DTypeName
+    name: str | None = None
+
+
+def choose_attention_backend(
+    registrations: Iterable[Registration], request: BackendRequest, resolve: Resolve
+) -> AttentionBackend:
+    """Build the named backend, else the supported one of the highest priority.
+
+    Args:
+        registrations: of AttentionBackendSpecs; others are passed over.
+        request: device, dtype, and maybe a name.
+        resolve: imports the chosen spec's factory.
+
+    Raises:
+        PluginError: no backend has that name.
+        DeviceError: the named one, or every one, does not support the device and dtype.
+    """
+    known = [entry for entry in registrations if isinstance(entry.spec, AttentionBackendSpec)]
+    ranked = sorted(known, key=lambda entry: (-_spec(entry).priority, _spec(entry).name))
+    if request.name is not None:
+        ranked = [entry for entry in ranked if _spec(entry).name == request.name]
+        if not ranked:
+            names = ", ".join(sorted(_spec(entry).name for entry in known)) or "none"
+            raise PluginError(f"no attention backend is called {request.name!r}; registered are {names}")
+    refusals = []
+    for entry in ranked:
+        spec = _spec(entry)
+        refusal = spec.supports(request.device, request.dtype)
+        if refusal is None:
+            factory = resolve(spec.factory, entry)
+            if not callable(factory):
+                raise PluginError(f"the attention backend {spec.name!r} of {origin(entry)} is not callable")
+            return cast(AttentionBackend, factory())
+        refusals.append(f"{spec.name}: {refusal}")
+    reasons = "; ".join(refusals) or "none is registered"
+    raise DeviceError(f"no attention backend for {request.dtype} on {request.device.type}: {reasons}")
+
+
+def _spec(entry: Registration) -> AttentionBackendSpec:
+    return cast(AttentionBackendSpec, entry.spec)

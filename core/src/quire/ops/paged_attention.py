@@ -1,0 +1,155 @@
+"""The reference attention backend: paged KV in plain torch, for every device and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from quire.api.batch import ForwardBatch
+from quire.api.errors import ShapeError
+from quire.api.protocols import AttentionParams
+from quire.ops.attention_groups import RowGroup, StepGroups, group_rows
+from quire.ops.plain_attention import plain_attention
+
+
+class TorchPagedAttention:
+    """Gathers each group's slots with one `index_select` and calls `scaled_dot_product_attention`.
+
+    One layer's cache is [num_blocks, block_size, 2 * K, D]: per token the K key heads, then the K
+    value heads, so one copy writes and one gather reads both. Grouped-query attention folds the
+    query heads of a KV head into the query dimension instead of repeating keys and values. Alibi
+    slopes and logit caps take a slower path without SDPA.
+
+    Keeps one gather buffer between calls, as long as the largest group that it has seen; an instance
+    serves one thread.
+    """
+
+    name = "torch-paged"
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+
+    def kv_cache_shape(self, num_blocks: int, block_size: int, params: AttentionParams) -> tuple[int, ...]:
+        """[num_blocks, block_size, 2 * K, D]."""
+        return (num_blocks, block_size, 2 * params.num_kv_heads, params.head_size)
+
+    def prepare(self, batch: ForwardBatch) -> StepGroups:
+        """Group the step's rows; masks are made by the first layer that needs them."""
+        return group_rows(batch)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        params: AttentionParams,
+        batch: ForwardBatch,
+    ) -> Tensor:
+        """See AttentionBackend.
+
+        Raises:
+            ShapeError: `batch.attention` was not prepared by this backend.
+        """
+        step = batch.attention
+        if not isinstance(step, StepGroups):
+            raise ShapeError(f"batch.attention is {type(step).__name__}: set it to prepare(batch) first")
+        num_tokens, num_heads, head_size = query.shape
+        cache = kv_cache.view(-1, 2 * params.num_kv_heads * head_size)
+        _write(key, value, cache, batch.slot_mapping)
+        order, num_decode = step.decode_order, step.num_decode_rows
+        decodes = query if order is None else query[:num_decode].index_select(0, order)
+        output = torch.empty((num_tokens, num_heads, head_size), dtype=query.dtype, device=query.device)
+        for group in step.groups:
+            start, stop = group.start, group.stop
+            source = decodes if start < num_decode else query
+            if group.slots is None:
+                keys, values = key[None, start:stop], value[None, start:stop]
+            else:
+                keys, values = self._gather(cache, group, group.slots, params)
+            _attend(source[start:stop], keys, values, group, params, output[start:stop])
+        if order is not None:
+            output[:num_decode] = torch.empty_like(decodes).index_copy_(0, order, output[:num_decode])
+        return output.view(num_tokens, num_heads * head_size)
+
+    def copy_blocks(self, kv_caches: Sequence[Tensor], source_ids: Tensor, destination_ids: Tensor) -> None:
+        """See AttentionBackend."""
+        for cache in kv_caches:
+            cache.index_copy_(0, destination_ids, cache.index_select(0, source_ids))
+
+    def _gather(
+        self, cache: Tensor, group: RowGroup, slots: Tensor, params: AttentionParams
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of a group, each [R, L, K, D]; views of the buffer, valid until the next call."""
+        width = cache.shape[1]
+        size = slots.shape[0] * width
+        buffer = self._buffer
+        if buffer.numel() < size or buffer.dtype != cache.dtype or buffer.device != cache.device:
+            buffer = self._buffer = torch.empty(size, dtype=cache.dtype, device=cache.device)
+        torch.index_select(cache, 0, slots, out=buffer[:size].view(-1, width))
+        shape = (group.num_rows, group.context_len, 2 * params.num_kv_heads, params.head_size)
+        keys, values = buffer[:size].view(shape).chunk(2, dim=2)
+        return keys, values
+
+
+def _write(key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
+    """Write keys and values [T, K, D] to `slots` of a cache [num_slots, 2 * K * D]."""
+    num_tokens, num_heads, head_size = key.shape
+    strides, width = key.stride(), num_heads * head_size
+    if (
+        strides == value.stride()
+        and strides[1:] == (head_size, 1)
+        and strides[0] >= 2 * width
+        and value.data_ptr() == key.data_ptr() + width * key.element_size()
+    ):
+        # neighbours in the fused QKV product: one copy writes both
+        cache.index_copy_(0, slots, key.as_strided((num_tokens, 2 * width), (strides[0], 1)))
+        return
+    cache[:, :width].index_copy_(0, slots, key.reshape(num_tokens, width))
+    cache[:, width:].index_copy_(0, slots, value.reshape(num_tokens, width))
+
+
+def _attend(
+    query: Tensor, keys: Tensor, values: Tensor, group: RowGroup, params: AttentionParams, output: Tensor
+) -> None:
+    """Attention of one group, written to `output`.
+
+    Args:
+        query: [R * Q, H, D].
+        keys: [R, L, K, D].
+        values: the same.
+        group: the rows.
+        params: the layer's constants.
+        output: [R * Q, H, D], contiguous, overwritten.
+    """
+    rows, length, num_kv_heads = group.num_rows, group.query_len, params.num_kv_heads
+    repeats = params.num_heads // num_kv_heads
+    shape = (rows, length, num_kv_heads, repeats, params.head_size)
+    query, output = query.view(shape), output.view(shape)
+    if params.alibi_slopes is not None or params.logit_cap is not None:
+        plain_attention(query, keys, values, group, params, output)
+    elif rows == 1 and length > 1:
+        # KV heads as the batch, each one's query heads beside an expanded, uncopied KV head
+        size = (num_kv_heads, repeats, group.context_len, params.head_size)
+        keys, values = (x[0].transpose(0, 1)[:, None].expand(size) for x in (keys, values))
+        is_causal = group.slots is None and (params.window is None or params.window >= length)
+        mask = None if is_causal else group.mask(params.window, 1, query.dtype)
+        result = F.scaled_dot_product_attention(
+            query[0].permute(1, 2, 0, 3),
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=is_causal,
+            scale=params.scale,
+        )
+        output[0].permute(1, 2, 0, 3).copy_(result)
+    else:
+        folded = query.transpose(1, 2).reshape(rows, num_kv_heads, length * repeats, params.head_size)
+        mask = group.mask(params.window, repeats, query.dtype)
+        result = F.scaled_dot_product_attention(
+            folded, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask, scale=params.scale
+        )
+        output.transpose(1, 2).copy_(result.view(rows, num_kv_heads, length, repeats, params.head_size))

@@ -1,0 +1,45 @@
+"""What core registers itself: its ops and its attention backend. Imports no torch."""
+
+from __future__ import annotations
+
+from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.specs import AttentionBackendSpec, OpSpec
+
+_ELEMENTWISE = "(Tensor x) -> Tensor"
+
+
+def core_op_specs() -> list[OpSpec]:
+    """Core's ops with their references. Activations bear the names that config.json gives them."""
+    activations = ["silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu"]
+    return [
+        OpSpec("rms_norm", "(Tensor x, Tensor weight, float eps) -> Tensor", "quire.ops.norm:rms_norm"),
+        OpSpec(
+            "layer_norm",
+            "(Tensor x, Tensor weight, Tensor? bias, float eps) -> Tensor",
+            "quire.ops.norm:layer_norm",
+        ),
+        OpSpec(
+            "rotary",
+            "(Tensor(a!) query, Tensor(b!) key, Tensor cos, Tensor sin, bool interleaved)"
+            " -> (Tensor(a!), Tensor(b!))",
+            "quire.ops.rotary:rotary",
+        ),
+        OpSpec("silu_and_mul", _ELEMENTWISE, "quire.ops.activation:silu_and_mul"),
+        *(OpSpec(name, _ELEMENTWISE, f"quire.ops.activation:{name}") for name in activations),
+    ]
+
+
+def core_attention_backend_specs() -> list[AttentionBackendSpec]:
+    """The reference backend: plain torch, every device and dtype."""
+    return [
+        AttentionBackendSpec(
+            name="torch-paged",
+            factory="quire.ops.paged_attention:TorchPagedAttention",
+            supports=_supports_everything,
+            priority=0,
+        )
+    ]
+
+
+def _supports_everything(device: DeviceInfo, dtype: DTypeName) -> str | None:
+    return None

@@ -1,0 +1,173 @@
+"""The op table: which implementation serves which op, on one device and in one dtype, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.errors import PluginError
+from quire.api.specs import FactoryRef, OpImplSpec, OpSpec, Registration
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REFERENCE = "reference"
+Resolve = Callable[[FactoryRef, Registration], object]
+"""Turns a spec's reference into the object that it names, e.g. `quire.plugins.resolve_factory`."""
+
+
+class UnknownOpError(PluginError, AttributeError):
+    """No registered op has that name."""
+
+
+@dataclass(slots=True, frozen=True)
+class OpCandidate:
+    """One implementation of an op, as the table saw it.
+
+    Attributes:
+        name: "reference", or the OpImplSpec's.
+        origin: plugin, distribution and version that brought it.
+        reason: None for the bound implementation, else why it was not bound.
+    """
+
+    name: str
+    origin: str
+    priority: int
+    reason: str | None
+
+
+@dataclass(slots=True, frozen=True)
+class OpDescription:
+    """An op and its implementations, best first."""
+
+    op: str
+    schema: str
+    candidates: tuple[OpCandidate, ...]
+
+    @property
+    def bound(self) -> OpCandidate:
+        """The implementation that serves the op."""
+        return next(candidate for candidate in self.candidates if candidate.reason is None)
+
+
+@dataclass(slots=True, frozen=True)
+class _Entry:
+    """An implementation or a reference before the choice."""
+
+    name: str
+    priority: int
+    target: FactoryRef
+    registration: Registration
+    refusal: str | None
+
+
+class OpTable:
+    """Ops by name, as attributes: `table.rms_norm(x, weight, eps)`. Immutable after construction.
+
+    For each op the supported implementation of the highest priority is bound; between equals the
+    first by name. The reference (priority 0) is always there.
+    """
+
+    def __init__(
+        self, registrations: Iterable[Registration], device: DeviceInfo, dtype: DTypeName, resolve: Resolve
+    ) -> None:
+        """Choose and import one implementation per op.
+
+        Args:
+            registrations: of OpSpecs and OpImplSpecs; others are passed over.
+            device: what implementations are asked about.
+            dtype: likewise.
+            resolve: imports what the specs name.
+
+        Raises:
+            PluginError: two specs claim one name, an implementation is of no registered op, or
+                what was chosen cannot be imported.
+        """
+        self._ops: dict[str, Callable[..., Tensor]] = {}
+        self._descriptions: list[OpDescription] = []
+        known = list(registrations)
+        specs = _op_specs(known)
+        entries = _entries(known, specs, device, dtype)
+        for name in sorted(specs):
+            ranked = sorted(entries[name], key=lambda entry: (-entry.priority, entry.name))
+            chosen = next(entry for entry in ranked if entry.refusal is None)
+            self._ops[name] = cast("Callable[..., Tensor]", resolve(chosen.target, chosen.registration))
+            schema = cast(OpSpec, specs[name].spec).schema
+            self._descriptions.append(_describe(name, schema, ranked, chosen))
+
+    def __getattr__(self, name: str) -> Callable[..., Tensor]:
+        """The op called `name`; raises UnknownOpError naming the registered ones."""
+        ops: dict[str, Callable[..., Tensor]] = self.__dict__.get("_ops", {})
+        if name not in ops:
+            raise UnknownOpError(f"no op is called {name!r}; registered are {', '.join(ops) or 'none'}")
+        return ops[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is an op of that name."""
+        return name in self._ops
+
+    def describe(self) -> list[OpDescription]:
+        """Every op with what serves it and why the others do not, by name."""
+        return list(self._descriptions)
+
+
+def origin(registration: Registration) -> str:
+    """Plugin, distribution and version, for messages and tables."""
+    return f"{registration.plugin} ({registration.distribution} {registration.version})"
+
+
+def _op_specs(registrations: Sequence[Registration]) -> dict[str, Registration]:
+    specs: dict[str, Registration] = {}
+    for registration in registrations:
+        spec = registration.spec
+        if not isinstance(spec, OpSpec):
+            continue
+        if spec.name in specs:
+            raise PluginError(
+                f"the op {spec.name!r} is registered by {origin(specs[spec.name])} and by "
+                f"{origin(registration)}"
+            )
+        specs[spec.name] = registration
+    return specs
+
+
+def _entries(
+    registrations: Sequence[Registration],
+    specs: dict[str, Registration],
+    device: DeviceInfo,
+    dtype: DTypeName,
+) -> dict[str, list[_Entry]]:
+    entries = {
+        name: [_Entry(REFERENCE, 0, cast(OpSpec, registration.spec).reference, registration, None)]
+        for name, registration in specs.items()
+    }
+    for registration in registrations:
+        spec = registration.spec
+        if not isinstance(spec, OpImplSpec):
+            continue
+        if spec.op not in specs:
+            raise PluginError(
+                f"{origin(registration)} implements the op {spec.op!r}, which is not registered; "
+                f"registered are {', '.join(sorted(specs)) or 'none'}"
+            )
+        twin = next((entry for entry in entries[spec.op] if entry.name == spec.name), None)
+        if twin is not None:
+            raise PluginError(
+                f"the implementation {spec.name!r} of the op {spec.op!r} is registered by "
+                f"{origin(twin.registration)} and by {origin(registration)}"
+            )
+        refusal = spec.supports(device, dtype)
+        entries[spec.op].append(_Entry(spec.name, spec.priority, spec.factory, registration, refusal))
+    return entries
+
+
+def _describe(name: str, schema: str, ranked: Sequence[_Entry], chosen: _Entry) -> OpDescription:
+    candidates = []
+    for entry in ranked:
+        reason = entry.refusal
+        if reason is None and entry is not chosen:
+            reason = f"{chosen.name} has priority {chosen.priority}, this {entry.priority}"
+        candidates.append(OpCandidate(entry.name, origin(entry.registration), entry.priority, reason))
+    return OpDescription(name, schema, tuple(candidates))

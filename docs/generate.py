@@ -1,0 +1,215 @@
+"""Writes the reference pages from the code. `--check` writes nothing and fails where one is stale."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+from quire.api import hookspecs, specs
+from quire.api.config import SECTIONS, PluginSettings
+from quire.api.protocols import Command
+from quire.api.request import SamplingParams
+from quire.cli.flags import CLI_SAMPLING_DEFAULTS, Setting, engine_settings, sampling_settings
+from quire.plugins import resolve_factory
+from quire.plugins.builtin import quire_register_commands
+
+REFERENCE = Path(__file__).parent / "reference"
+NOTE = "<!-- Written by docs/generate.py from the code: change the code, then run `make docs`. -->\n"
+
+
+def pages() -> dict[str, str]:
+    """File name to text."""
+    return {"settings.md": settings_page(), "cli.md": cli_page(), "hooks.md": hooks_page()}
+
+
+def settings_page() -> str:
+    """Every setting of the engine and of sampling."""
+    lines = [NOTE, "# Settings", ""]
+    lines += [
+        "Each setting is a keyword of `LLM(...)`, a flag of the command line, and a key of `quire.toml` in",
+        "the section below which it stands. Keywords and flags win over the file.",
+        "",
+    ]
+    for section, settings in engine_settings().items():
+        lines += [f"## `[{section}]`", "", _first_line(SECTIONS[section].__doc__), ""]
+        lines += _setting_table(settings)
+    lines += ["## `[plugins]`", "", _first_line(PluginSettings.__doc__)]
+    lines += [
+        "As a keyword: `LLM(plugins={...})`; as flags: `--plugin`, `--no-plugin`, `--no-plugin-autoload`.",
+        "",
+    ]
+    lines += _table(
+        ("key", "type", "default", "meaning"),
+        [
+            (f"`{name}`", f"`{_type(entry.annotation)}`", f"`{entry.default!r}`", entry.description or "")
+            for name, entry in PluginSettings.model_fields.items()
+        ],
+    )
+    changed = ", ".join(f"`{name}` is {value}" for name, value in CLI_SAMPLING_DEFAULTS)
+    lines += [
+        "## Sampling parameters",
+        "",
+        "Keywords of `SamplingParams(...)` and flags of the command line.",
+    ]
+    lines += [f"On the command line the defaults differ in two places: {changed}.", ""]
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(SamplingParams)}
+    lines += _setting_table(
+        [dataclasses.replace(entry, default=defaults[entry.name]) for entry in sampling_settings()]
+    )
+    return _join(lines)
+
+
+def cli_page() -> str:
+    """Every command of core and its flags; those derived from settings are left to that page."""
+    lines = [NOTE, "# Command line", ""]
+    lines += [
+        "`quire COMMAND --help` says the same. Errors are one line on standard error and exit status 2;",
+        "`--debug` adds the traceback. Commands that run a model also take a flag for every",
+        "[setting](settings.md).",
+        "",
+    ]
+    derived = {entry.dest for group in engine_settings().values() for entry in group}
+    derived |= {entry.dest for entry in sampling_settings()}
+    for spec in quire_register_commands():
+        parser = argparse.ArgumentParser(prog=f"quire {spec.name}", add_help=False)
+        command = typing.cast(type[Command], resolve_factory(spec.factory))()
+        command.add_arguments(parser)
+        lines += _command(f"quire {spec.name}", spec.help, parser, derived)
+    return _join(lines)
+
+
+def hooks_page() -> str:
+    """Every hook, and every spec that hooks return."""
+    version = ".".join(str(part) for part in hookspecs.HOOK_API_VERSION)
+    lines = [NOTE, "# Hooks and specs", "", f"Hook API version {version}.", ""]
+    lines += [
+        "A plugin is a module with functions of these names, each marked with",
+        "`quire.api.hookspecs.hookimpl`. Hooks return data; what is expensive to import is named as",
+        '`"module:attribute"` and imported when first used. No hook is called while a step runs.',
+        "",
+        "## Hooks",
+        "",
+    ]
+    for name, hook in inspect.getmembers(hookspecs, inspect.isfunction):
+        if name.startswith("quire_"):
+            lines += [f"### `{name}`", "", "```python", _signature(name, hook), "```", ""]
+            lines += [inspect.cleandoc(hook.__doc__ or ""), ""]
+    lines += ["## Specs", ""]
+    for name, kind in inspect.getmembers(specs, dataclasses.is_dataclass):
+        if kind.__module__ == specs.__name__:
+            lines += [f"### `{name}`", "", *_docstring(kind.__doc__ or ""), ""]
+            lines += _table(
+                ("field", "type", "default"),
+                [
+                    (f"`{entry.name}`", f"`{entry.type}`", _default(entry))
+                    for entry in dataclasses.fields(kind)
+                ],
+            )
+    return _join(lines)
+
+
+def _command(
+    title: str, text: str, parser: argparse.ArgumentParser, derived: set[str], level: int = 2
+) -> list[str]:
+    rows: list[tuple[str, ...]] = []
+    below: list[str] = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for choice in action._choices_actions:
+                child = action.choices[choice.dest]
+                below += _command(f"{title} {choice.dest}", choice.help or "", child, derived, level + 1)
+        elif action.dest not in derived | {"help"} and action.help != argparse.SUPPRESS:
+            metavar = f" {action.metavar}" if action.metavar and action.nargs != 0 else ""
+            rows.append((f"`{', '.join(action.option_strings)}{metavar}`", action.help or ""))
+    lines = [f"{'#' * level} `{title}`", "", f"{text[:1].upper()}{text[1:]}.", ""]
+    return lines + (_table(("flag", "meaning"), rows) if rows else []) + below
+
+
+def _setting_table(settings: list[Setting]) -> list[str]:
+    rows = [
+        (
+            f"`{entry.name}`",
+            f"`--{entry.flag}`",
+            f"`{_type(entry.annotation)}`",
+            f"`{entry.default!r}`",
+            entry.help,
+        )
+        for entry in settings
+    ]
+    return _table(("keyword", "flag", "type", "default", "meaning"), rows)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(head), "|" + " --- |" * len(head), *(line(row) for row in rows), ""]
+
+
+def _type(annotation: object) -> str:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _type(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) is typing.Literal:
+        return " | ".join(repr(choice) for choice in typing.get_args(annotation))
+    options = typing.get_args(annotation)
+    if options and type(None) in options:
+        return " | ".join(_type(option) for option in options)
+    if annotation is type(None):
+        return "None"
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("collections.abc.", "").replace("typing.", "")
+
+
+def _default(entry: dataclasses.Field[object]) -> str:
+    if entry.default is not dataclasses.MISSING:
+        return f"`{entry.default!r}`"
+    return "empty" if entry.default_factory is not dataclasses.MISSING else "required"
+
+
+def _docstring(text: str) -> list[str]:
+    lines: list[str] = []
+    for line in inspect.cleandoc(text).splitlines():
+        if line.startswith("    ") and not line.startswith("     "):
+            lines.append(f"- {line.strip()}")
+        elif line == "Attributes:":
+            lines += ["Attributes:", ""]
+        else:
+            lines.append(line.replace("     ", " ", 1) if line.startswith("     ") else line)
+    return lines
+
+
+def _signature(name: str, hook: Callable[..., object]) -> str:
+    return f"def {name}{inspect.signature(hook)}".replace("'", "")
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().splitlines()[0]
+
+
+def _join(lines: list[str]) -> str:
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> int:
+    """Write the pages, or check them."""
+    is_check = "--check" in sys.argv[1:]
+    stale = []
+    for name, text in pages().items():
+        file = REFERENCE / name
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            stale.append(name)
+            if not is_check:
+                file.write_text(text, encoding="utf-8")
+    if stale:
+        print(f"{'stale' if is_check else 'written'}: {', '.join(stale)}")
+    return 1 if stale and is_check else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

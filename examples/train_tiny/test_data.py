@@ -1,0 +1,69 @@
+"""Checks that the training data keeps the held-out items out. Run with ``pytest examples/train_tiny``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from random import Random
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from data import SKILLS, draw, training_example
+from lexicon import CAPITALS, held_out, pair_held_out
+from tokenizer import build_tokenizer
+from tokenizers import Tokenizer
+
+DRAWS = 3000
+
+
+def test_there_are_fifty_capitals() -> None:
+    assert len(CAPITALS) == len(set(CAPITALS.values())) == 50
+
+
+def test_no_held_out_sum_is_trained() -> None:
+    rng = Random(1)
+    for _ in range(DRAWS):
+        example = training_example(rng)
+        texts = [example.text] + [turn.answer for turn in example.turns]
+        for text in texts:
+            for first, second in re.findall(r"(\d+) (?:[+-]|plus) (\d+)(?: =| is)", text):
+                assert not pair_held_out(int(first), int(second))
+
+
+def test_no_held_out_word_is_trained() -> None:
+    rng = Random(2)
+    for skill in ("spell", "reverse"):
+        for _ in range(DRAWS):
+            answer = draw(rng, skill, evaluation=False).turns[-1].answer
+            word = answer.replace("-", "") if skill == "spell" else answer.split(" reversed ")[0]
+            assert not held_out("word", word.lower())
+
+
+def test_no_held_out_name_is_trained() -> None:
+    rng = Random(3)
+    for _ in range(DRAWS):
+        for turn in draw(rng, "memory", evaluation=False).turns:
+            if found := re.fullmatch(r"Your name is (\w+)\.", turn.answer):
+                assert not held_out("name", found[1].lower())
+
+
+def test_evaluation_uses_held_out_items_only() -> None:
+    rng = Random(4)
+    for _ in range(200):
+        example = draw(rng, "arithmetic", evaluation=True)
+        first, second = re.findall(r"\d+", example.turns[-1].answer)[:2]
+        assert pair_held_out(int(first), int(second))
+
+
+def test_every_text_survives_a_round_trip() -> None:
+    tokenizer: Tokenizer = build_tokenizer(samples=500)
+    rng = Random(5)
+    texts = [draw(rng, skill, evaluation=False).turns[-1].user for skill in SKILLS for _ in range(20)]
+    texts += [
+        "Grüße, 世界! 😀\t\n\n  two  spaces 1234",
+        "\x00\x7f\u200b e\u0301",
+        "".join(map(chr, range(32, 700))),
+    ]
+    for text in texts:
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text

@@ -1,0 +1,1 @@
+"""Model architectures for Quire, one plugin per folder."""

@@ -1,0 +1,18 @@
+"""Registers GPT-2. Imports only `quire.api`."""
+
+from __future__ import annotations
+
+from quire.api.hookspecs import hookimpl
+from quire.api.specs import ModelSpec, PluginInfo
+
+
+@hookimpl
+def quire_plugin_info() -> PluginInfo:
+    """See the hook specification."""
+    return PluginInfo(api=">=1,<2", description="GPT-2 (GPT2LMHeadModel)")
+
+
+@hookimpl
+def quire_register_models() -> list[ModelSpec]:
+    """See the hook specification."""
+    return [ModelSpec("GPT2LMHeadModel", "quire_models.gpt2.model:GPT2Model")]

@@ -1,0 +1,179 @@
+"""Commands over a fake engine: input, output, exit status."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+
+import pytest
+
+from quire.api.errors import PromptError
+from quire.api.outputs import CompletionOutput, RequestOutput
+from quire.api.request import SamplingParams
+from quire.cli import chat, generate
+from quire.cli.chat import Conversation
+from quire.cli.generate import GenerateCommand, read_prompts
+
+
+def output(text: str, *, finished: bool = True, error: Exception | None = None) -> RequestOutput:
+    return RequestOutput("0", None, [1], [CompletionOutput(0, text, [1])], finished, error=error)
+
+
+class FakeLLM:
+    """Echoes; `stream` yields the text in steps."""
+
+    def __init__(self, chat_template: str | None = "template") -> None:
+        self.engine = SimpleNamespace(chat_template=chat_template)
+        self.config = SimpleNamespace(model=SimpleNamespace(model="fake"))
+        self.steps: list[str] = ["Hi", "Hi \ufffd", "Hi é."]
+        self.interrupt_at: int | None = None
+        self.error: Exception | None = None
+
+    def __enter__(self) -> FakeLLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def get_tokenizer(self) -> SimpleNamespace:
+        return SimpleNamespace(chat_template=None)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> dict[str, str]:
+        return {"prompt": "".join(f"<{entry['role']}>{entry['content']}" for entry in messages)}
+
+    def generate(
+        self, prompts: Sequence[object], params: SamplingParams, use_tqdm: bool
+    ) -> list[RequestOutput]:
+        return [
+            output(prompt["prompt"] if isinstance(prompt, dict) else str(prompt), error=self.error)
+            for prompt in prompts
+        ]
+
+    def stream(self, prompt: object, params: SamplingParams) -> Iterator[RequestOutput]:
+        for index, text in enumerate(self.steps):
+            if index == self.interrupt_at:
+                raise KeyboardInterrupt
+            yield output(text, finished=index == len(self.steps) - 1)
+
+
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
+    fake = FakeLLM()
+    monkeypatch.setattr(generate, "open_llm", lambda args: fake)
+    monkeypatch.setattr(chat, "open_llm", lambda args: fake)
+    return fake
+
+
+def run_generate(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    command = GenerateCommand()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(list(arguments)))
+
+
+def test_the_answers_alone_go_to_standard_output(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_generate("--prompt", "a", "--prompt", "b") == 0
+    assert capsys.readouterr() == ("<user>a\n<user>b\n", "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "template", "expected"),
+    [
+        ([], "t", "<user>a"),
+        ([], None, "a"),
+        (["--raw"], "t", "a"),
+        (["--chat"], None, "<user>a"),
+        (["--system", "s"], None, "<system>s<user>a"),
+    ],
+)
+def test_the_chat_template_is_the_default_where_there_is_one(
+    llm: FakeLLM,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    template: str | None,
+    expected: str,
+) -> None:
+    llm.engine.chat_template = template
+    run_generate("--prompt", "a", *flags)
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_json_is_one_object_a_line(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
+    run_generate("--prompt", "a", "--prompt", "ü", "--json", "--raw")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["outputs"][0]["text"] for line in lines] == ["a", "ü"]
+
+
+def test_a_failed_request_is_status_1(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
+    llm.error = RuntimeError("logits are not finite")
+    assert run_generate("--prompt", "a") == 1
+    assert "logits are not finite" in capsys.readouterr().err
+
+
+def test_prompts_from_files_and_pipes(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    file = request.getfixturevalue("tmp_path") / "prompt.txt"
+    file.write_text("two\nlines\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("piped\n"))
+    assert read_prompts(argparse.Namespace(prompt=None, prompt_file=[file])) == ["two\nlines"]
+    assert read_prompts(argparse.Namespace(prompt=None, prompt_file=None)) == ["piped"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("dash\n"))
+    assert read_prompts(argparse.Namespace(prompt=["x", "-"], prompt_file=None)) == ["x", "dash"]
+
+
+def test_no_prompt_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdin", terminal)
+    with pytest.raises(PromptError, match="--prompt TEXT"):
+        read_prompts(argparse.Namespace(prompt=None, prompt_file=None))
+
+
+def talk(llm: FakeLLM, text: str, monkeypatch: pytest.MonkeyPatch, system: str | None = None) -> Conversation:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    conversation = Conversation(llm, SamplingParams(), system)  # type: ignore[arg-type]
+    conversation.run()
+    return conversation
+
+
+def test_chat_streams_and_remembers(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conversation = talk(llm, "one\n\ntwo\n", monkeypatch)
+    assert [entry["content"] for entry in conversation.history] == ["one", "Hi é.", "two", "Hi é."]
+    assert capsys.readouterr().out == "Hi é.\nHi é.\n"
+
+
+def test_chat_commands(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conversation = talk(llm, "one\n/reset\n/what\n/help\n/system be brief\n/exit\nunseen\n", monkeypatch)
+    assert conversation.history == []
+    assert conversation.system == "be brief"
+    error = capsys.readouterr().err
+    assert "there is no /what" in error
+    assert "/reset" in error
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm.interrupt_at = 1
+    conversation = talk(llm, "one\ntwo\n", monkeypatch)
+    assert [entry["content"] for entry in conversation.history] == ["one", "Hi", "two", "Hi"]
+    assert "(stopped)" in capsys.readouterr().err
+
+
+def test_an_error_drops_the_message(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(messages: object) -> dict[str, str]:
+        raise PromptError("too long")
+
+    monkeypatch.setattr(llm, "chat_prompt", refuse)
+    assert talk(llm, "one\n", monkeypatch).history == []
+    assert "too long" in capsys.readouterr().err

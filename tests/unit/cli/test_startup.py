@@ -1,0 +1,79 @@
+"""The command line starts at once: no torch before a model is asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+CHECK = """
+import sys
+from quire.cli.main import main
+try:
+    status = main({arguments!r})
+except SystemExit as error:
+    status = error.code
+heavy = [name for name in ("torch", "transformers", "numpy", "tokenizers") if name in sys.modules]
+sys.exit(f"imported {{heavy}}" if heavy else status)
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = CHECK.format(arguments=list(arguments))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, input="")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["generate", "--help"],
+        ["chat", "--help"],
+        ["collect-env", "--help"],
+        ["plugins", "list", "--help"],
+        ["plugins", "list"],
+        ["plugins", "list", "--json"],
+    ],
+)
+def test_no_torch(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--prompt", "x", "--top-p", "7"], "top_p=7"),
+        (["generate", "--prompt", "x", "--block-size", "0"], "block_size=0"),
+        (["generate", "--prompt", "x", "--max-model-len", "much"], "max_model_len='much'"),
+        (["generate", "--prompt", "x", "--logit-bias", "[1]"], "not a JSON object"),
+        (["generate", "--prompt", "x", "--trust-remote-code"], "trust_remote_code"),
+        (["generate", "--prompt-file", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["generate", "--prompt", "x", "--config", "/nowhere.toml"], "cannot read /nowhere.toml"),
+    ],
+)
+def test_bad_flags_are_one_line_and_exit_2_before_torch(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not result.stdout
+
+
+def test_debug_shows_the_traceback() -> None:
+    assert "Traceback" in run("generate", "--prompt", "x", "--top-p", "7", "--debug").stderr
+
+
+def test_unknown_command_exits_2() -> None:
+    assert run("genrate").returncode == 2
+
+
+def test_all_plugin_modules_import_no_torch() -> None:
+    code = (
+        "import sys\nfrom quire.plugins import PluginHost\nPluginHost.discover()\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
