@@ -87,6 +87,7 @@ def export(work: Path, out: Path) -> None:
     weights = {name: value.bfloat16().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     stops = [tokenizer.token_to_id(STOP), tokenizer.token_to_id(END)]
+    (out / "model.safetensors").chmod(0o644)
     generation = {"do_sample": False, "eos_token_id": stops, "pad_token_id": stops[1], "max_new_tokens": 512}
     _write(out / "config.json", llama_config(config, tokenizer))
     _write(out / "generation_config.json", generation)

@@ -89,7 +89,10 @@ def reference_tokens(folder: Path, jobs: Sequence[Job]) -> list[list[int]]:
         ids = torch.tensor([job.prompt])
         with torch.inference_mode():
             output = model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=job.max_tokens, do_sample=False
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=job.max_tokens,
+                do_sample=False,
             )
         results.append(output[0, len(job.prompt) :].tolist())
     return results

@@ -31,7 +31,16 @@ _HOMES = {
     "RequestMetrics": "quire.api.outputs",
 }
 
-__all__ = ["LLM", "CompletionOutput", "EngineConfig", "Logprob", "Metric", "RequestMetrics", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EngineConfig",
+    "Logprob",
+    "Metric",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -15,6 +15,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from quire.api.request import RequestStatus
+
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=14)
 
 
@@ -78,10 +80,11 @@ def build_machine(make_driver, late: int, counts: Counter[str]) -> type[RuleBase
             if self.driver.abort(request):
                 counts[f"aborted {before}"] += 1
 
-        @precondition(lambda self: self.driver.scheduler.num_running > 1)
         @rule()
         def abort_a_preempted_one(self):
-            for _ in range(12):
+            for token_id in range(2):
+                self.driver.add([token_id] * 3, max_tokens=24)
+            for _ in range(16):
                 self.driver.step()
                 for request in self.driver.requests:
                     if request.status is RequestStatus.PREEMPTED and self.driver.abort(request):
@@ -122,7 +125,7 @@ def test_random_operations(make_driver, late):
     run_state_machine_as_test(
         build_machine(make_driver, late, counts),
         settings=settings(
-            max_examples=60 if late == 2 else 120,
+            max_examples=80 if late == 2 else 160,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

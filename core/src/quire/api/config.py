@@ -16,7 +16,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from quire.api.errors import ConfigError
 
-_SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30, "K": 2**10, "M": 2**20, "G": 2**30}
+_SUFFIXES = {
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "K": 2**10,
+    "M": 2**20,
+    "G": 2**30,
+}
 
 
 def _parse_size(value: object) -> object:
@@ -61,15 +71,28 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """Which model, and how its weights and text are read."""
 
-    model: PathOrName = Field("tiny", min_length=1, description="a folder, a name that a plugin resolves (tiny), or a hub id")
-    tokenizer: PathOrName | None = Field(None, description="folder or hub id of the tokenizer, if not the model's")
-    skip_tokenizer_init: bool = Field(False, description="load no tokenizer: prompts are token ids, texts are empty")
-    chat_template: PathOrName | None = Field(None, description="a jinja chat template, or a file that holds one")
-    dtype: DTypeSetting = Field(
-        "auto", description="of weights, activations and KV cache; auto is the checkpoint's (float16 runs as bfloat16 on CPUs)"
+    model: PathOrName = Field(
+        "tiny", min_length=1, description="a folder, a name that a plugin resolves (tiny), or a hub id"
     )
-    max_model_len: Size | None = Field(None, ge=1, description="longest context in tokens; by default what the model supports")
-    seed: int = Field(0, ge=0, lt=2**63, description="what requests without a seed of their own draw theirs from")
+    tokenizer: PathOrName | None = Field(
+        None, description="folder or hub id of the tokenizer, if not the model's"
+    )
+    skip_tokenizer_init: bool = Field(
+        False, description="load no tokenizer: prompts are token ids, texts are empty"
+    )
+    chat_template: PathOrName | None = Field(
+        None, description="a jinja chat template, or a file that holds one"
+    )
+    dtype: DTypeSetting = Field(
+        "auto",
+        description="of weights, activations and KV cache; auto: the checkpoint's (float16 as bfloat16 on CPUs)",
+    )
+    max_model_len: Size | None = Field(
+        None, ge=1, description="longest context in tokens; by default what the model supports"
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="what requests without a seed of their own draw theirs from"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     trust_remote_code: bool = Field(False, description="refused: code comes from plugins only")
 
@@ -78,14 +101,21 @@ class CacheSettings(Section):
     """The KV cache."""
 
     block_size: int = Field(16, ge=1, le=1024, description="tokens per KV block")
-    kv_cache_memory_bytes: Size | None = Field(None, ge=1, description="size of the KV cache; overrides gpu_memory_utilization")
+    kv_cache_memory_bytes: Size | None = Field(
+        None, ge=1, description="size of the KV cache; overrides gpu_memory_utilization"
+    )
     gpu_memory_utilization: float = Field(
         0.9,
         gt=0,
         le=1,
-        description="share of the GPU's memory for weights and KV cache; on a CPU half this share of the free memory is the KV cache's limit",
+        description=(
+            "share of the GPU's memory for weights and KV cache; "
+            "on a CPU half this share of the free memory is the KV cache's limit"
+        ),
     )
-    num_kv_blocks: int | None = Field(None, ge=1, description="exact number of KV blocks; overrides the two above")
+    num_kv_blocks: int | None = Field(
+        None, ge=1, description="exact number of KV blocks; overrides the two above"
+    )
     enable_prefix_caching: bool = Field(True, description="share the KV blocks of common prefixes")
 
 
@@ -94,7 +124,9 @@ class SchedulerSettings(Section):
 
     max_num_seqs: Size = Field(256, ge=1, le=65536, description="most requests in one step")
     max_num_batched_tokens: Size | None = Field(
-        None, ge=1, description="token budget of a step; by default 2048 (without chunked prefill at least max_model_len)"
+        None,
+        ge=1,
+        description="token budget of a step; by default 2048 (without chunked prefill at least max_model_len)",
     )
     enable_chunked_prefill: bool = Field(True, description="compute long prompts in parts, beside decodes")
     scheduling_policy: str = Field("fcfs", min_length=1, description="order of requests: fcfs or priority")
@@ -104,7 +136,9 @@ class DeviceSettings(Section):
     """Where it runs."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    attention_backend: str | None = Field(None, description="name of an attention backend, if not the best that supports the device")
+    attention_backend: str | None = Field(
+        None, description="name of an attention backend, if not the best that supports the device"
+    )
     tensor_parallel_size: int = Field(1, ge=1, description="ranks that share each layer; this version runs 1")
     enforce_eager: bool = Field(False, description="never capture steps as graphs")
 
@@ -114,7 +148,9 @@ class PluginSettings(Section):
 
     allow: tuple[str, ...] | None = Field(None, description="load only these plugins")
     deny: tuple[str, ...] = Field((), description="never load these plugins; wins over allow")
-    autoload: bool = Field(True, description="load every installed plugin that is not denied; false loads only the allowed")
+    autoload: bool = Field(
+        True, description="load every installed plugin that is not denied; false loads only the allowed"
+    )
 
 
 SECTIONS: Mapping[str, type[Section]] = {

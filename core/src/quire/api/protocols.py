@@ -56,7 +56,13 @@ class AttentionBackend(Protocol):
         ...
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, kv_cache: Tensor, params: AttentionParams, batch: ForwardBatch
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        params: AttentionParams,
+        batch: ForwardBatch,
     ) -> Tensor:
         """Write this step's keys and values, then attend causally over each request's context.
 
@@ -64,8 +70,12 @@ class AttentionBackend(Protocol):
         one writes in the same step.
 
         Args:
-            query: [T, H, D]. key, value: [T, K, D]; last dimension contiguous.
+            query: [T, H, D]; last dimension contiguous, as in key and value.
+            key: [T, K, D].
+            value: [T, K, D].
             kv_cache: one layer's cache, written in place at `batch.slot_mapping`.
+            params: the layer's constants.
+            batch: the step, with what `prepare` made of it.
 
         Returns:
             [T, H * D], the query's dtype.

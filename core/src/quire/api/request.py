@@ -117,7 +117,8 @@ class SamplingParams:
                 raise SamplingParamsError(f"{name}={value} is out of bounds: give {low_i} to {high_i}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise SamplingParamsError(
-                f"min_tokens={self.min_tokens} is greater than max_tokens={self.max_tokens}: lower one or raise the other"
+                f"min_tokens={self.min_tokens} is greater than max_tokens={self.max_tokens}: "
+                "lower the one or raise the other"
             )
         self._validate_stops()
         self._validate_bias()
@@ -130,7 +131,9 @@ class SamplingParams:
             if not isinstance(text, str) or not text:
                 raise SamplingParamsError(f"stop must hold non-empty strings, got {text!r}")
             if len(text) > MAX_STOP_CHARS:
-                raise SamplingParamsError(f"a stop string has {len(text)} characters, the limit is {MAX_STOP_CHARS}")
+                raise SamplingParamsError(
+                    f"a stop string has {len(text)} characters, the limit is {MAX_STOP_CHARS}"
+                )
         if stops and not self.detokenize:
             raise SamplingParamsError("stop strings need text: drop detokenize=False, or use stop_token_ids")
         for token_id in self.stop_token_ids or ():
@@ -148,7 +151,9 @@ def _check_number(name: str, value: object, low: float, high: float, *, above_lo
         raise SamplingParamsError(f"{name} must be a finite number, got {value!r}")
     if value < low or value > high or (above_low and value == low):
         bracket = "(" if above_low else "["
-        raise SamplingParamsError(f"{name}={value} is out of bounds: give a value in {bracket}{low:g}, {high:g}]")
+        raise SamplingParamsError(
+            f"{name}={value} is out of bounds: give a value in {bracket}{low:g}, {high:g}]"
+        )
 
 
 def _check_token_id(name: str, token_id: object) -> None:

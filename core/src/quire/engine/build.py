@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -68,7 +67,9 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     settings = BuildSettings(
         dtype=dtype,
         device=device,
-        ops=OpTable([*host.ops.registrations(), *host.op_impls.registrations()], device, dtype, resolve_factory),
+        ops=OpTable(
+            [*host.ops.registrations(), *host.op_impls.registrations()], device, dtype, resolve_factory
+        ),
         attention_backend=choose_attention_backend(registrations, request, resolve_factory),
         max_model_len=max_model_len,
     )
@@ -83,7 +84,14 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         enable_prefix_caching=config.cache.enable_prefix_caching,
     )
     logger.info("plugins: %s", host.summary())
-    logger.info("%s: %s in %s on %s (%s)", config.model.model, type(built.model).__name__, dtype, device.type, device.name)
+    logger.info(
+        "%s: %s in %s on %s (%s)",
+        config.model.model,
+        type(built.model).__name__,
+        dtype,
+        device.type,
+        device.name,
+    )
     logger.info("%s", budget.describe())
     return Engine(
         EngineParts(
@@ -120,7 +128,9 @@ def _choose_dtype(config: EngineConfig, hf_config: Mapping[str, object], device:
         return config.model.dtype
     dtype = checkpoint_dtype(hf_config) or "float32"
     if dtype == "float16" and device.type == "cpu":
-        logger.info("dtype: the checkpoint's float16 runs as bfloat16 on a CPU; give dtype to decide otherwise")
+        logger.info(
+            "dtype: the checkpoint's float16 runs as bfloat16 on a CPU; give dtype to decide otherwise"
+        )
         return "bfloat16"
     return dtype
 
@@ -133,7 +143,9 @@ def _context_length(config: EngineConfig, model_config: ModelConfig) -> int:
     if asked > longest:
         raise ConfigError(f"max_model_len={asked} is more than the model supports: give at most {longest}")
     if asked < 2:
-        raise ConfigError(f"max_model_len={asked} leaves no room for a prompt and an output token: give at least 2")
+        raise ConfigError(
+            f"max_model_len={asked} leaves no room for a prompt and an output token: give at least 2"
+        )
     return asked
 
 
@@ -150,7 +162,9 @@ def _read_template(setting: str | None) -> str | None:
     try:
         return Path(setting).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"chat_template={setting!r} is neither a template nor a readable file: {error}") from None
+        raise TokenizerError(
+            f"chat_template={setting!r} is neither a template nor a readable file: {error}"
+        ) from None
 
 
 def _size_cache(config: EngineConfig, built: BuiltModel, device: DeviceInfo, max_model_len: int) -> KVBudget:
@@ -163,7 +177,11 @@ def _size_cache(config: EngineConfig, built: BuiltModel, device: DeviceInfo, max
     )
     budget = size_kv_cache(config.cache, device, demand)
     if budget.max_model_len < max_model_len:
-        logger.warning("max_model_len: lowered from %d to %d, what the KV cache holds", max_model_len, budget.max_model_len)
+        logger.warning(
+            "max_model_len: lowered from %d to %d, what the KV cache holds",
+            max_model_len,
+            budget.max_model_len,
+        )
     return budget
 
 
@@ -185,7 +203,9 @@ def _limits(config: EngineConfig, budget: KVBudget) -> SchedulerLimits:
     )
 
 
-def _make_runner(settings: BuildSettings, built: BuiltModel, limits: SchedulerLimits, budget: KVBudget) -> ModelRunner:
+def _make_runner(
+    settings: BuildSettings, built: BuiltModel, limits: SchedulerLimits, budget: KVBudget
+) -> ModelRunner:
     buffers = BatchLimits(
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,

@@ -119,12 +119,18 @@ class Engine:
         planned_at = time.perf_counter()
         result, error = self._execute(plan)
         executed_at = time.perf_counter()
-        updates = self._scheduler.update(plan, result) if result else self._scheduler.fail(plan, error or StepError())
+        updates = (
+            self._scheduler.update(plan, result)
+            if result
+            else self._scheduler.fail(plan, error or StepError())
+        )
         updated_at = time.perf_counter()
         changed = self._emit(updates)
         manager = self._scheduler.block_manager
         self._statistics.add_step(plan, manager.usage(), manager.block_size)
-        self._statistics.add_times(planned_at - begin, updated_at - executed_at, time.perf_counter() - updated_at)
+        self._statistics.add_times(
+            planned_at - begin, updated_at - executed_at, time.perf_counter() - updated_at
+        )
         if not self._scheduler.has_unfinished:
             self._scheduler.check_invariants()
         return changed

@@ -51,7 +51,9 @@ class InputProcessor:
         ids = _integers(token_ids)
         for token_id in (min(ids), max(ids)):
             if not 0 <= token_id < self.vocab_size:
-                raise PromptError(f"token id {token_id} is outside the model's logits: give 0 to {self.vocab_size - 1}")
+                raise PromptError(
+                    f"token id {token_id} is outside the model's logits: give 0 to {self.vocab_size - 1}"
+                )
         if len(ids) >= self.max_model_len:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens, the context holds {self.max_model_len} with at least one of output: "
@@ -79,7 +81,9 @@ class InputProcessor:
                         f"{name} holds token id {token_id}, outside the model's logits: give 0 to {self.vocab_size - 1}"
                     )
         if params.stop_strings and self.tokenizer is None:
-            raise SamplingParamsError("stop strings need a tokenizer: drop skip_tokenizer_init, or use stop_token_ids")
+            raise SamplingParamsError(
+                "stop strings need a tokenizer: drop skip_tokenizer_init, or use stop_token_ids"
+            )
 
     def output_limit(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         """Most output tokens: `max_tokens`, cut to what the context leaves."""
@@ -93,29 +97,38 @@ class InputProcessor:
             unknown = set(prompt) - {"prompt", "prompt_token_ids"}
             text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
             if unknown or (text is None and ids is None):
-                raise PromptError(f"a prompt has 'prompt' or 'prompt_token_ids', got keys {sorted(map(str, prompt))}")
-            if (text is not None and not isinstance(text, str)) or not isinstance(ids, Sequence | None) or isinstance(ids, str):
+                raise PromptError(
+                    f"a prompt has 'prompt' or 'prompt_token_ids', got keys {sorted(map(str, prompt))}"
+                )
+            if (
+                (text is not None and not isinstance(text, str))
+                or not isinstance(ids, Sequence | None)
+                or isinstance(ids, str)
+            ):
                 raise PromptError("'prompt' must be a string and 'prompt_token_ids' a list of integers")
             return text, ids
         if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
             return None, prompt
-        if hasattr(prompt, "tolist"):  # an array or a tensor
-            return None, prompt.tolist()
-        raise PromptError(f"a prompt is a string, a list of token ids or a mapping, got {type(prompt).__name__}")
+        raise PromptError(
+            f"a prompt is a string, a list of token ids or a mapping, got {type(prompt).__name__}"
+        )
 
     def _encode(self, text: str) -> list[int]:
         if self.tokenizer is None:
-            raise TokenizerError("a text prompt needs a tokenizer: give prompt_token_ids, or drop skip_tokenizer_init")
+            raise TokenizerError(
+                "a text prompt needs a tokenizer: give prompt_token_ids, or drop skip_tokenizer_init"
+            )
         return self.tokenizer.encode(text)
 
 
 def _integers(token_ids: Sequence[int]) -> list[int]:
-    """Python ints of any integer type, numpy's included; booleans and floats are refused."""
-    try:
-        ids = [operator.index(token_id) for token_id in token_ids]
-    except TypeError:
-        bad = next(entry for entry in token_ids if not hasattr(entry, "__index__"))
-        raise PromptError(f"token ids must be integers, got {bad!r}") from None
-    if any(isinstance(token_id, bool) for token_id in token_ids):
-        raise PromptError("token ids must be integers, got a boolean")
+    """Python ints of any integer type, numpy's included; booleans and anything else are refused."""
+    ids: list[int] = []
+    for token_id in token_ids:
+        try:
+            if isinstance(token_id, bool):
+                raise TypeError
+            ids.append(operator.index(token_id))
+        except TypeError:
+            raise PromptError(f"token ids must be integers, got {token_id!r}") from None
     return ids

@@ -36,7 +36,9 @@ class LLM:
             and the text say which, and what to do.
     """
 
-    def __init__(self, model: str | Path = "tiny", *, config_file: str | Path | None = None, **keywords: object) -> None:
+    def __init__(
+        self, model: str | Path = "tiny", *, config_file: str | Path | None = None, **keywords: object
+    ) -> None:
         file = Path(config_file) if config_file is not None else None
         self.config = EngineConfig.from_keywords({"model": model, **keywords}, file)
         self.engine: Engine = build_engine(self.config)
@@ -119,7 +121,9 @@ class LLM:
         )
         return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Iterator[RequestOutput]:
         """Complete one prompt and yield its cumulative output after each step that changed it.
 
         Closing the iterator aborts the request.
@@ -164,7 +168,9 @@ class LLM:
         if isinstance(sampling_params, SamplingParams):
             return [sampling_params] * count
         if len(sampling_params) != count:
-            raise SamplingParamsError(f"{len(sampling_params)} sampling_params for {count} prompts: give one, or one each")
+            raise SamplingParamsError(
+                f"{len(sampling_params)} sampling_params for {count} prompts: give one, or one each"
+            )
         return list(sampling_params)
 
     def _submit(
@@ -175,7 +181,11 @@ class LLM:
         ids: list[str] = []
         try:
             for index, prompt in enumerate(prompts):
-                ids.append(self.engine.add_request(prompt, params[index], priority=priority[index] if priority else 0))
+                ids.append(
+                    self.engine.add_request(
+                        prompt, params[index], priority=priority[index] if priority else 0
+                    )
+                )
         except BaseException:
             self._abort(ids)
             raise
@@ -221,10 +231,11 @@ def _several_prompts(prompts: Prompt | Sequence[Prompt] | None) -> list[Prompt]:
         raise PromptError("no prompts: give prompts or prompt_token_ids")
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    entries = list(cast(Sequence[Prompt], prompts))
-    if entries and all(isinstance(entry, int) or hasattr(entry, "__index__") for entry in entries):
-        return [cast(Prompt, entries)]
-    return entries
+    entries: list[Any] = [
+        entry.tolist() if hasattr(entry, "tolist") else entry for entry in cast(Sequence[Any], prompts)
+    ]
+    is_one = bool(entries) and all(isinstance(entry, int | float) for entry in entries)
+    return [entries] if is_one else entries
 
 
 def _progress_bar(use_tqdm: ProgressBar, count: int) -> Any:

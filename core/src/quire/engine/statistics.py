@@ -89,7 +89,10 @@ class EngineStatistics:
             "num_requests_waiting": (scheduler.num_waiting, "requests that wait for one"),
             "max_batch_rows": (self.max_batch_rows, "most requests in one step so far"),
             "num_kv_blocks": (usage.num_blocks, "KV blocks"),
-            "kv_cache_usage_perc": (usage.num_used_blocks / usage.num_blocks, "share of KV blocks in use, 0 to 1"),
+            "kv_cache_usage_perc": (
+                usage.num_used_blocks / usage.num_blocks,
+                "share of KV blocks in use, 0 to 1",
+            ),
             "kv_blocks_cached": (usage.num_cached_blocks, "KV blocks that the prefix cache lists"),
         }
         listed = [Metric(PREFIX + name, value, "counter", text) for name, (value, text) in counters.items()]

@@ -144,4 +144,6 @@ class BatchBuilder:
         self._flat_ids.array[:num_tokens] = self._token_ids[flat_slots, positions]
         self._rope_lens.array[:num_tokens] = np.maximum(self._num_prompt_tokens[flat_slots], positions + 1)
         blocks, offsets = np.divmod(positions, self._block_size)
-        self._slot_mapping.array[:num_tokens] = self._tables[flat_slots, blocks].astype(np.int64) * self._block_size + offsets
+        self._slot_mapping.array[:num_tokens] = (
+            self._tables[flat_slots, blocks].astype(np.int64) * self._block_size + offsets
+        )

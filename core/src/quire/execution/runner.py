@@ -39,7 +39,12 @@ class ModelRunner:
     """
 
     def __init__(
-        self, model: Model, backend: AttentionBackend, kv_caches: list[Tensor], limits: BatchLimits, vocab_size: int
+        self,
+        model: Model,
+        backend: AttentionBackend,
+        kv_caches: list[Tensor],
+        limits: BatchLimits,
+        vocab_size: int,
     ) -> None:
         self._model = model
         self._backend = backend

@@ -189,7 +189,7 @@ def _keep(row: FloatArray, threshold: float, count: int) -> None:
     """Keep the `count` likeliest, whose least is `threshold`; of those equal to it the lowest ids."""
     is_tied = row == threshold
     num_above = int(np.count_nonzero(row > threshold))
-    row[row < threshold] = -np.inf
+    np.copyto(row, -np.inf, where=row < threshold)
     row[np.flatnonzero(is_tied)[max(0, count - num_above) :]] = -np.inf
 
 

@@ -27,7 +27,9 @@ def resolve_model_folder(name: str, revision: str | None, ask_plugins: Callable[
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise ModelNotFoundError(f"model {name!r} is a file: give the folder that holds config.json and the weights")
+        raise ModelNotFoundError(
+            f"model {name!r} is a file: give the folder that holds config.json and the weights"
+        )
     resolved = ask_plugins(name)
     if resolved is not None:
         return resolved
