@@ -32,7 +32,6 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--max-num-batched-tokens", type=int)
-    parser.add_argument("--max-model-len", type=int, default=8192)
     parser.add_argument("--compare-hf", action="store_true", help="measure transformers in the same run, too")
     parser.add_argument(
         "--output", type=Path, help="the JSON file (default: benchmarks/results/NAME-SHAPE.json)"
@@ -60,15 +59,16 @@ class Bench:
         print(f"machine: {bandwidth:.1f} GB/s, {rate:.0f} GFLOP/s bfloat16", file=sys.stderr)
         return cls(name, args, shape, model, limits)
 
-    def open_llm(self, **keywords: object) -> LLM:
-        """The engine under test."""
+    def open_llm(self, *, max_num_seqs: int, max_model_len: int, **keywords: object) -> LLM:
+        """The engine under test; the two limits bound its KV cache."""
         settings: dict[str, Any] = {
             "dtype": "bfloat16",
             "device": self.args.device,
             "skip_tokenizer_init": True,
             "block_size": self.args.block_size,
-            "max_model_len": self.args.max_model_len,
             "max_num_batched_tokens": self.args.max_num_batched_tokens,
+            "max_num_seqs": max_num_seqs,
+            "max_model_len": max_model_len,
             **keywords,
         }
         return LLM(model=str(self.model), **settings)

@@ -18,7 +18,7 @@ def main() -> None:
     args = parser.parse_args()
     bench = Bench.start("latency", args)
     vocab = bench.shape.vocab
-    with bench.open_llm(max_num_seqs=1) as llm:
+    with bench.open_llm(max_num_seqs=1, max_model_len=args.long_prompt + 256) as llm:
         token_times(llm, single(vocab, 99, 128, 16))
         short = [token_times(llm, single(vocab, repeat, 128, 128)) for repeat in range(args.repeats)]
         first = [

@@ -15,14 +15,14 @@ def main() -> None:
     args = parser.parse_args()
     bench = Bench.start("prefix", args)
     vocab = bench.shape.vocab
-    with bench.open_llm(max_num_seqs=32) as llm:
+    with bench.open_llm(max_num_seqs=32, max_model_len=args.prefix + 256) as llm:
         run_jobs(llm, shared_prefix(vocab, 99, 4, args.prefix, num_outputs=4))
         before = metrics(llm)
         walls = [
             run_jobs(llm, shared_prefix(vocab, repeat, prefix=args.prefix)) for repeat in range(args.repeats)
         ]
         grown = growth(before, metrics(llm))
-    with bench.open_llm(max_num_seqs=32, enable_prefix_caching=False) as llm:
+    with bench.open_llm(max_num_seqs=32, max_model_len=args.prefix + 256, enable_prefix_caching=False) as llm:
         run_jobs(llm, shared_prefix(vocab, 99, 4, args.prefix, num_outputs=4))
         uncached_s = run_jobs(llm, shared_prefix(vocab, 0, prefix=args.prefix))
     jobs = shared_prefix(vocab, 0, prefix=args.prefix)

@@ -16,7 +16,7 @@ def main() -> None:
     args = parser.parse_args()
     bench = Bench.start("throughput", args)
     vocab = bench.shape.vocab
-    with bench.open_llm(max_num_seqs=args.num_requests) as llm:
+    with bench.open_llm(max_num_seqs=args.num_requests, max_model_len=1024) as llm:
         run_jobs(llm, [Job(job.prompt[:64], 8) for job in sharegpt_like(vocab, 99, 16)])
         walls, details = _measure(llm, vocab, args.repeats, args.num_requests)
     jobs = sharegpt_like(vocab, 0, args.num_requests)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 WIDTHS = (48, 96, 160, 256, 384, 576)
 BATCH_TOKENS = 1920
+BATCHES = 4
 
 
 @dataclass
@@ -70,6 +71,11 @@ def stream_batches(tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
         if len(waiting[width]) == BATCH_TOKENS // width:
             yield _pad(waiting[width], width)
             waiting[width] = []
+
+
+def batches_in(step: int, halve_at: int) -> int:
+    """How many batches a step has: few and large steps first, then more and smaller ones."""
+    return BATCHES if step < halve_at else BATCHES // 2
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 50, decay: float = 0.4) -> float:
@@ -148,11 +154,12 @@ def train(args: argparse.Namespace) -> None:
     worker = TinyLM(TinyConfig()).bfloat16()
     worker.load_state_dict(master.state_dict())
     hidden = torch.compile(worker.hidden, dynamic=False) if args.compile else worker.hidden
-    stream = islice(stream_batches(tokenizer, args.seed), state.step * args.batches, None)
+    consumed = sum(batches_in(step, args.halve_at) for step in range(state.step))
+    stream = islice(stream_batches(tokenizer, args.seed), consumed, None)
     mean, saved = 0.0, time.monotonic()
     bar = tqdm(range(state.step, args.steps), initial=state.step, total=args.steps, mininterval=20)
     for step in bar:
-        batches = list(islice(stream, args.batches))
+        batches = list(islice(stream, batches_in(step, args.halve_at)))
         rates = tuple(learning_rate(step, args.steps, peak) for peak in (args.muon_rate, args.adam_rate))
         loss = train_step(state, worker, hidden, batches, (rates[0], rates[1]))
         mean = 0.98 * mean + 0.02 * loss if mean else loss
@@ -168,7 +175,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder for checkpoints")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batches", type=int, default=4, help="batches in a step")
+    parser.add_argument(
+        "--halve-at", type=int, default=613, help="from this step on, a step is half as large"
+    )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--muon-rate", type=float, default=4e-3)
     parser.add_argument("--adam-rate", type=float, default=3e-3)

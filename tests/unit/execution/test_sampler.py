@@ -268,3 +268,11 @@ def test_extreme_logits_do_not_overflow():
 def test_no_rows_give_no_results():
     result = Sampler().sample(torch.zeros(0, V), [], make_state([{}]))
     assert (result.token_ids, result.logprobs, result.errors) == ([], [], [])
+
+
+def test_a_draw_next_to_one_never_passes_the_last_token_with_weight():
+    # The block's float32 sum may exceed the float64 sum of its tokens.
+    weights = torch.rand(500, 512, generator=torch.Generator().manual_seed(5))
+    weights[:, 450:] = 0
+    draws = torch.full((500,), 1 - 2**-53, dtype=torch.float64)
+    assert (invert_cdf(weights, draws) == 449).all()

@@ -408,3 +408,50 @@ def test_a_preempted_request_waits_for_its_tokens_in_flight(make_driver):
     assert driver.step().assignments[0].token_ids == last.token_ids(0, 5)
     driver.run()
     driver.check_outputs()
+
+
+def test_nobody_is_admitted_in_a_step_that_preempted(make_driver):
+    driver = make_driver(num_blocks=6, max_num_seqs=2, policy="priority", caching=False)
+    driver.add([1] * 6, max_tokens=12, priority=0)
+    low = driver.add([2] * 10, max_tokens=9, priority=5)
+    driver.step()
+    small = driver.add([0], max_tokens=2, priority=1)  # better than the victim, but no slot is free
+    while not low.num_preemptions:
+        assert small.status is RequestStatus.WAITING
+        driver.step()
+    assert small.status is RequestStatus.WAITING
+    driver.step()
+    assert small.status is RequestStatus.RUNNING
+    driver.run()
+    driver.check_outputs()
+
+
+def test_a_discarded_row_that_fails_too_is_nobodys_fault(make_driver):
+    driver = make_driver(num_blocks=16, late=1)
+    failing = driver.add([1] * 9, max_tokens=1)
+    reader = driver.add([1] * 9, max_tokens=4)
+    driver.runner.poisoned.add(failing.request_id)
+    driver.step()
+    driver.step()
+    assert failing.finish_reason is FinishReason.ERROR
+    assert reader.status is RequestStatus.PREEMPTED
+    plan, result = driver.pending[0]
+    assert [row.error is not None for row in result.rows] == [True]
+    driver.run()
+    assert reader.finish_reason is FinishReason.LENGTH and reader.num_preemptions == 1
+    driver.check_outputs()
+
+
+def test_a_failed_request_lists_no_block_when_it_is_released(make_driver):
+    driver = make_driver(num_blocks=16, late=1)
+    driver.add([1] * 5, max_tokens=1)
+    driver.run()
+    failing = driver.add([1] * 7, max_tokens=2)
+    driver.step()
+    driver.runner.poisoned.add(failing.request_id)
+    driver.run()
+    assert failing.finish_reason is FinishReason.ERROR and failing.num_tokens == 8
+    later = driver.add([*failing.token_ids(), 0], max_tokens=2)
+    driver.run()
+    assert later.num_cached_tokens == 4
+    driver.check_outputs()

@@ -23,7 +23,7 @@ from quire.execution.model_builder import BuildSettings, BuiltModel, build_model
 from quire.execution.runner import ModelRunner
 from quire.kvcache.block_manager import BlockManager
 from quire.loading.checkpoint import open_checkpoint
-from quire.loading.generation_config import load_generation_config
+from quire.loading.generation_config import GenerationConfig, load_generation_config
 from quire.loading.hf_config import architectures_of, checkpoint_dtype, read_hf_config
 from quire.loading.resolve import resolve_model_folder
 from quire.loading.tokenizer import Tokenizer
@@ -55,6 +55,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     folder = resolve_model_folder(config.model.model, config.model.revision, host.resolve_model)
     hf_config = read_hf_config(folder)
     factory = _find_factory(hf_config, host)
+    _refuse_quantized(hf_config, folder)
     model_config = factory.parse_config(hf_config)
     device = detect_device(config.device.device)
     dtype = _choose_dtype(config, hf_config, device)
@@ -101,7 +102,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
             scheduler=Scheduler(limits, manager, policy),
             executor=InProcessExecutor(runner),
             tokenizer=tokenizer,
-            eos_token_ids=frozenset(generation.eos_token_ids),
+            eos_token_ids=_eos_token_ids(generation, tokenizer),
             chat_template=_read_template(config.model.chat_template),
             default_sampling=generation.sampling,
             rope_switch_len=model_config.rope_switch_len,
@@ -121,6 +122,24 @@ def _find_factory(hf_config: Mapping[str, object], host: PluginHost) -> ModelFac
         f"architecture {', '.join(architectures)} is served by no plugin; registered are {known}. "
         "Install or enable a plugin for it, or register one with quire_register_models"
     )
+
+
+def _refuse_quantized(hf_config: Mapping[str, object], folder: Path) -> None:
+    quantization = hf_config.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
+        raise UnsupportedModelError(
+            f"{folder} is quantized (quant_method={method!r}) and no quantization method is registered: "
+            "load its 16-bit checkpoint"
+        )
+
+
+def _eos_token_ids(generation: GenerationConfig, tokenizer: Tokenizer | None) -> frozenset[int]:
+    """What ends an output: the model's ids, and the tokenizer's where chat models keep another one."""
+    ids = set(generation.eos_token_ids)
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return frozenset(ids)
 
 
 def _choose_dtype(config: EngineConfig, hf_config: Mapping[str, object], device: DeviceInfo) -> DTypeName:

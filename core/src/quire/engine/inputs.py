@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from quire.api.errors import PromptError, SamplingParamsError, TokenizerError
 from quire.api.protocols import TokenizerLike
@@ -56,8 +57,8 @@ class InputProcessor:
                 )
         if len(ids) >= self.max_model_len:
             raise PromptError(
-                f"the prompt has {len(ids)} tokens, the context holds {self.max_model_len} with at least one of output: "
-                "shorten the prompt or raise max_model_len"
+                f"the prompt has {len(ids)} tokens, the context holds {self.max_model_len} "
+                "with at least one of output: shorten the prompt or raise max_model_len"
             )
         return ProcessedPrompt(text, ids)
 
@@ -108,7 +109,7 @@ class InputProcessor:
                 raise PromptError("'prompt' must be a string and 'prompt_token_ids' a list of integers")
             return text, ids
         if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
-            return None, prompt
+            return None, cast(Sequence[int], prompt)
         raise PromptError(
             f"a prompt is a string, a list of token ids or a mapping, got {type(prompt).__name__}"
         )

@@ -33,9 +33,11 @@ class StopStringMatcher:
     """
 
     def __init__(self, stops: Sequence[str], *, include_in_output: bool = False) -> None:
-        self._stops = tuple(dict.fromkeys(stops))
+        self._by_last_char: dict[str, list[str]] = {}
+        for stop in dict.fromkeys(stops):
+            self._by_last_char.setdefault(stop[-1], []).append(stop)
         self._include_in_output = include_in_output
-        self._overlap = max((len(stop) for stop in self._stops), default=1) - 1
+        self._overlap = max((len(stop) for stop in stops), default=1) - 1
         self._tail = ""
         self._num_chars = 0
 
@@ -49,8 +51,8 @@ class StopStringMatcher:
         window, start = self._extend(piece)
         best_end = len(window) + 1
         best: str | None = None
-        for stop in self._stops:
-            # A match must end inside the new piece.
+        # A match must end inside the new piece, so only stops whose last character is in it are tried.
+        for stop in (stop for char in set(piece) for stop in self._by_last_char.get(char, ())):
             position = window.find(stop, max(0, start - len(stop) + 1))
             end = position + len(stop)
             if position >= 0 and (end < best_end or (end == best_end and best and len(stop) > len(best))):

@@ -82,9 +82,10 @@ def size_kv_cache(settings: CacheSettings, device: DeviceInfo, demand: KVDemand)
     max_model_len = demand.max_model_len
     if num_blocks < blocks_per_request:
         if demand.is_max_model_len_explicit:
+            needed = blocks_per_request * demand.bytes_per_block
             raise CapacityError(
-                f"the KV cache ({source}) holds {num_blocks * block_size} tokens, one request of max_model_len="
-                f"{max_model_len} needs {blocks_per_request} blocks = {blocks_per_request * demand.bytes_per_block} bytes: "
+                f"the KV cache ({source}) holds {num_blocks * block_size} tokens, one request of "
+                f"max_model_len={max_model_len} needs {blocks_per_request} blocks = {needed} bytes: "
                 "raise kv_cache_memory_bytes or gpu_memory_utilization, or lower max_model_len"
             )
         max_model_len = num_blocks * block_size

@@ -18,7 +18,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
     Source: Shazeer 2020.
     """
     gate, up = x.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
+    return F.silu(gate) * up
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class GroupLimits:
     max_padding: int
 
 
-CPU_LIMITS = GroupLimits(max_tokens=4096, max_padding=512)
+CPU_LIMITS = GroupLimits(max_tokens=2048, max_padding=512)
 """Gathered keys and values of a group stay in the second-level cache until they are multiplied."""
 GPU_LIMITS = GroupLimits(max_tokens=1 << 18, max_padding=1 << 16)
 
@@ -36,10 +36,11 @@ class RowGroup:
         start, stop: the group's tokens, in the step's order (see StepGroups.decode_order).
         num_rows, query_len: R and Q of the group; `stop - start` is their product.
         context_len: L, the longest context of its rows.
-        slots: int64 [R * L], the KV slots to gather, row by row; None where a single row's context
-            is exactly this step's own tokens, so that nothing needs gathering. Past a row's end they
-            name the row's first slot: padding reads the row's own, valid data, so that whatever
-            a freed block holds (NaN of a failed request, say) is never read, not even multiplied by 0.
+        slots: int64 [R * L], the KV slots to gather, row by row; a slice where a single row's blocks
+            follow each other, so that its context is a view of the cache; None where a single row's
+            context is exactly this step's own tokens. Past a row's end slots name the row's first
+            one: padding reads the row's own, valid data, so that whatever a freed block holds (NaN
+            of a failed request, say) is never read, not even to be multiplied by 0.
     """
 
     def __init__(self, span: tuple[int, int], query_len: int, context_len: int, contexts: Tensor) -> None:
@@ -47,7 +48,7 @@ class RowGroup:
         self.query_len = query_len
         self.num_rows = (self.stop - self.start) // query_len
         self.context_len = context_len
-        self.slots: Tensor | None = None
+        self.slots: Tensor | slice | None = None
         self.is_padded = True
         self._contexts = contexts
         self._masks: dict[tuple[object, ...], Tensor] = {}
@@ -162,10 +163,18 @@ def _cuts(batch: ForwardBatch, rows: list[int], limits: GroupLimits) -> list[int
     return cuts
 
 
-def _slots(tables: Tensor, lengths: Tensor, context_len: int, block_size: int) -> Tensor:
-    """int64 [R * context_len]: each row's slots in order, then its first slot as padding."""
+def _slots(tables: Tensor, lengths: Tensor, context_len: int, block_size: int) -> Tensor | slice:
+    """int64 [R * context_len]: each row's slots in order, then its first slot as padding.
+
+    A slice for a single row whose blocks are consecutive (asked on CPUs only: a GPU would have to wait).
+    """
     device = tables.device
     num_blocks = -(-context_len // block_size)
+    if tables.shape[0] == 1 and device.type == "cpu":
+        block_ids = tables[0, :num_blocks].tolist()
+        first = block_ids[0]
+        if block_ids == list(range(first, first + num_blocks)):
+            return slice(first * block_size, first * block_size + context_len)
     first_slots = tables[:, :num_blocks].to(torch.int64).mul_(block_size)
     slots = first_slots[:, :, None] + torch.arange(block_size, device=device)
     slots = slots.view(tables.shape[0], -1)[:, :context_len]

@@ -23,8 +23,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     Source: Zhang and Sennrich 2019.
     """
-    wide = x.to(torch.float32) if x.dtype == torch.float64 else x
-    return F.rms_norm(wide, weight.shape, None, eps).to(x.dtype).mul_(weight)
+    if x.dtype == torch.float64:
+        return torch.rms_norm(x.to(torch.float32), weight.shape, None, eps).to(torch.float64).mul_(weight)
+    return torch.rms_norm(x, weight.shape, None, eps).mul_(weight)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:

@@ -13,6 +13,7 @@ from quire.api.errors import ShapeError
 from quire.api.protocols import AttentionParams
 from quire.ops.attention_groups import RowGroup, StepGroups, group_rows
 from quire.ops.plain_attention import plain_attention
+from quire.ops.views import side_by_side
 
 
 class TorchPagedAttention:
@@ -69,7 +70,7 @@ class TorchPagedAttention:
             if group.slots is None:
                 keys, values = key[None, start:stop], value[None, start:stop]
             else:
-                keys, values = self._gather(cache, group, group.slots, params)
+                keys, values = self._read(cache, group, group.slots, params)
             _attend(source[start:stop], keys, values, group, params, output[start:stop])
         if order is not None:
             output[:num_decode] = torch.empty_like(decodes).index_copy_(0, order, output[:num_decode])
@@ -80,36 +81,32 @@ class TorchPagedAttention:
         for cache in kv_caches:
             cache.index_copy_(0, destination_ids, cache.index_select(0, source_ids))
 
-    def _gather(
-        self, cache: Tensor, group: RowGroup, slots: Tensor, params: AttentionParams
+    def _read(
+        self, cache: Tensor, group: RowGroup, slots: Tensor | slice, params: AttentionParams
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values of a group, each [R, L, K, D]; views of the buffer, valid until the next call."""
-        width = cache.shape[1]
-        size = slots.shape[0] * width
-        buffer = self._buffer
-        if buffer.numel() < size or buffer.dtype != cache.dtype or buffer.device != cache.device:
-            buffer = self._buffer = torch.empty(size, dtype=cache.dtype, device=cache.device)
-        torch.index_select(cache, 0, slots, out=buffer[:size].view(-1, width))
+        """Keys and values of a group, each [R, L, K, D]; views of cache or buffer, valid until the next call."""
         shape = (group.num_rows, group.context_len, 2 * params.num_kv_heads, params.head_size)
-        keys, values = buffer[:size].view(shape).chunk(2, dim=2)
+        if isinstance(slots, slice):
+            found = cache[slots]
+        else:
+            size, buffer = slots.shape[0] * cache.shape[1], self._buffer
+            if buffer.numel() < size or buffer.dtype != cache.dtype or buffer.device != cache.device:
+                buffer = self._buffer = torch.empty(size, dtype=cache.dtype, device=cache.device)
+            found = buffer[:size].view(-1, cache.shape[1])
+            torch.index_select(cache, 0, slots, out=found)
+        keys, values = found.view(shape).chunk(2, dim=2)
         return keys, values
 
 
 def _write(key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
     """Write keys and values [T, K, D] to `slots` of a cache [num_slots, 2 * K * D]."""
-    num_tokens, num_heads, head_size = key.shape
-    strides, width = key.stride(), num_heads * head_size
-    if (
-        strides == value.stride()
-        and strides[1:] == (head_size, 1)
-        and strides[0] >= 2 * width
-        and value.data_ptr() == key.data_ptr() + width * key.element_size()
-    ):
-        # neighbours in the fused QKV product: one copy writes both
-        cache.index_copy_(0, slots, key.as_strided((num_tokens, 2 * width), (strides[0], 1)))
+    both = side_by_side(key, value)
+    if both is not None:
+        cache.index_copy_(0, slots, both.view(both.shape[0], -1))
         return
-    cache[:, :width].index_copy_(0, slots, key.reshape(num_tokens, width))
-    cache[:, width:].index_copy_(0, slots, value.reshape(num_tokens, width))
+    width = key.shape[1] * key.shape[2]
+    cache[:, :width].index_copy_(0, slots, key.reshape(-1, width))
+    cache[:, width:].index_copy_(0, slots, value.reshape(-1, width))
 
 
 def _attend(

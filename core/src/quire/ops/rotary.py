@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quire.ops.views import side_by_side
+
 
 def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
     """Rotate the first R features of every head, in place; the others pass unchanged.
@@ -26,7 +28,7 @@ def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, interleaved: bo
     Source: Su et al. 2021.
     """
     cos, sin = cos[:, None, None], sin[:, None, None]  # [T, 1, 1, R / 2]
-    both = _side_by_side(query, key)
+    both = side_by_side(query, key)
     if both is not None:
         _rotate(both, cos, sin, interleaved)
     else:
@@ -42,16 +44,3 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
     by_cos, by_sin = pairs * cos, pairs * sin  # [T, H, 2, R / 2]
     torch.sub(by_cos[:, :, 0], by_sin[:, :, 1], out=pairs[:, :, 0])
     torch.add(by_cos[:, :, 1], by_sin[:, :, 0], out=pairs[:, :, 1])
-
-
-def _side_by_side(query: Tensor, key: Tensor) -> Tensor | None:
-    """[T, H + K, D] over both, when the key's heads follow the query's in memory; else None."""
-    strides = query.stride()
-    num_heads, head_size = query.shape[1], query.shape[2]
-    if strides != key.stride() or strides[1] != head_size or strides[2] != 1:
-        return None
-    if key.data_ptr() != query.data_ptr() + num_heads * head_size * query.element_size():
-        return None
-    if strides[0] < (num_heads + key.shape[1]) * head_size:
-        return None
-    return query.as_strided((query.shape[0], num_heads + key.shape[1], head_size), strides)

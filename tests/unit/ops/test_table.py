@@ -1,0 +1,136 @@
+"""Which implementation the op table binds, and what it says of the others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.errors import DeviceError, PluginError
+from quire.api.specs import AttentionBackendSpec, OpImplSpec, OpSpec, Registration
+from quire.ops.backend_choice import BackendRequest, choose_attention_backend
+from quire.ops.paged_attention import TorchPagedAttention
+from quire.ops.specs import core_attention_backend_specs, core_op_specs
+from quire.ops.table import OpTable
+from quire.plugins.registry import resolve_factory
+
+CPU = DeviceInfo("cpu")
+
+
+def reference(x: int) -> str:
+    return f"reference {x}"
+
+
+def fast(x: int) -> str:
+    return f"fast {x}"
+
+
+def faster(x: int) -> str:
+    return f"faster {x}"
+
+
+def register(*specs: object, plugin: str = "core") -> list[Registration]:
+    return [Registration(spec, plugin, f"quire-{plugin}", "1.0") for spec in specs]
+
+
+def says(reason: str | None) -> Callable[[DeviceInfo, DTypeName], str | None]:
+    return lambda device, dtype: reason
+
+
+def table(*registrations: Registration) -> OpTable:
+    return OpTable(registrations, CPU, "float32", resolve_factory)
+
+
+OP = OpSpec("twist", "(Tensor x) -> Tensor", reference)
+
+
+def test_the_best_supported_implementation_is_bound() -> None:
+    ops = table(
+        *register(OP),
+        *register(
+            OpImplSpec("twist", "a", fast, says(None), priority=5),
+            OpImplSpec("twist", "b", faster, says("needs a GPU"), priority=9),
+            OpImplSpec("twist", "c", faster, says(None), priority=1),
+            plugin="kernels",
+        ),
+    )
+    assert ops.twist(1) == "fast 1"
+    (described,) = ops.describe()
+    assert described.bound.name == "a" and described.bound.origin == "kernels (quire-kernels 1.0)"
+    assert [(c.name, c.reason) for c in described.candidates] == [
+        ("b", "needs a GPU"),
+        ("a", None),
+        ("c", "a has priority 5, this 1"),
+        ("reference", "a has priority 5, this 0"),
+    ]
+
+
+def test_the_reference_serves_when_nothing_else_does() -> None:
+    ops = table(*register(OP, OpImplSpec("twist", "b", faster, says("no"))))
+    assert ops.twist(2) == "reference 2"
+    assert "twist" in ops and "turn" not in ops
+
+
+def test_supports_sees_device_and_dtype() -> None:
+    seen: list[tuple[DeviceInfo, str]] = []
+
+    def supports(device: DeviceInfo, dtype: DTypeName) -> str | None:
+        seen.append((device, dtype))
+        return None
+
+    table(*register(OP, OpImplSpec("twist", "a", fast, supports)))
+    assert seen == [(CPU, "float32")]
+
+
+def test_unknown_ops_name_the_registered_ones() -> None:
+    ops = table(*register(OP))
+    with pytest.raises(PluginError, match="no op is called 'turn'; registered are twist"):
+        _ = ops.turn
+    assert not hasattr(ops, "turn")
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ((OP, OP), "the op 'twist' is registered by"),
+        ((OpImplSpec("turn", "a", fast, says(None)),), "the op 'turn', which is not registered"),
+        ((OP, *[OpImplSpec("twist", "a", fast, says(None))] * 2), "implementation 'a' of the op 'twist'"),
+        ((OpSpec("lost", "() -> ()", "quire.nowhere:op"),), "cannot import the factory"),
+    ],
+)
+def test_refuses(specs: tuple[object, ...], message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        table(*register(*specs))
+
+
+def test_every_core_op_resolves() -> None:
+    ops = table(*register(*core_op_specs()))
+    described = {entry.op: entry for entry in ops.describe()}
+    assert {"rms_norm", "layer_norm", "rotary", "silu_and_mul", "gelu_new", "silu"} <= set(described)
+    for name, entry in described.items():
+        assert callable(getattr(ops, name)) and entry.bound.name == "reference"
+
+
+def test_specs_import_no_torch() -> None:
+    code = "import sys, quire.ops.specs as s; s.core_op_specs(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def choose(name: str | None, *specs: AttentionBackendSpec) -> object:
+    known = register(*core_attention_backend_specs(), *specs)
+    return choose_attention_backend(known, BackendRequest(CPU, "bfloat16", name), resolve_factory)
+
+
+def test_attention_backends_are_chosen_by_support_priority_and_name() -> None:
+    good = AttentionBackendSpec("good", lambda: "good", says(None), priority=5)
+    absent = AttentionBackendSpec("absent", lambda: "absent", says("no GPU here"), priority=50)
+    assert isinstance(choose(None), TorchPagedAttention)
+    assert choose(None, good, absent) == "good"
+    assert isinstance(choose("torch-paged", good), TorchPagedAttention)
+    with pytest.raises(PluginError, match="registered are good, torch-paged"):
+        choose("best", good)
+    with pytest.raises(DeviceError, match="absent: no GPU here"):
+        choose("absent", absent)
