@@ -1,0 +1,1 @@
+"""Running a plan: batch, forward pass, sampling."""
