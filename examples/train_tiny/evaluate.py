@@ -60,7 +60,7 @@ def quire_answerer(model: Path) -> Answerer:
     engine = LLM(str(model))
 
     def answer(chats: list[list[Message]], limit: int) -> list[str]:
-        outputs = engine.chat(chats, SamplingParams(temperature=0.0, max_tokens=limit))
+        outputs = engine.chat(chats, SamplingParams(temperature=0.0, max_tokens=limit), use_tqdm=False)
         return [output.outputs[0].text for output in outputs]
 
     return answer
@@ -109,7 +109,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
     parser.add_argument("--number", type=int, default=200, help="examples per skill and column")
     parser.add_argument("--skills", nargs="+", choices=tuple(SKILLS), default=tuple(SKILLS))
-    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print per skill and column")
     return parser.parse_args()
