@@ -78,9 +78,10 @@ def batches_in(step: int, halve_at: int) -> int:
     return BATCHES if step < halve_at else BATCHES // 2
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 50, decay: float = 0.4) -> float:
-    """Warms up, stays constant, and falls linearly to zero over the last part of the run."""
-    return peak * min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / (steps * decay)))
+def learning_rate(step: int, steps: int, decay_from: int, peak: float, warmup: int = 50) -> float:
+    """Warms up, stays constant, and falls to zero as one minus the square root of the remaining course."""
+    course = max(0.0, (step - decay_from) / max(1, steps - decay_from))
+    return peak * min(1.0, (step + 1) / warmup) * (1.0 - min(1.0, course) ** 0.5)
 
 
 def make_optimizers(model: TinyLM, weight_decay: float) -> list[torch.optim.Optimizer]:
@@ -160,7 +161,10 @@ def train(args: argparse.Namespace) -> None:
     bar = tqdm(range(state.step, args.steps), initial=state.step, total=args.steps, mininterval=20)
     for step in bar:
         batches = list(islice(stream, batches_in(step, args.halve_at)))
-        rates = tuple(learning_rate(step, args.steps, peak) for peak in (args.muon_rate, args.adam_rate))
+        rates = tuple(
+            learning_rate(step, args.steps, args.decay_from, peak)
+            for peak in (args.muon_rate, args.adam_rate)
+        )
         loss = train_step(state, worker, hidden, batches, (rates[0], rates[1]))
         mean = 0.98 * mean + 0.02 * loss if mean else loss
         state.step = step + 1
@@ -174,11 +178,14 @@ def parse_arguments() -> argparse.Namespace:
     """Reads the command line; the defaults made the shipped weights."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder for checkpoints")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1700)
     parser.add_argument(
         "--halve-at", type=int, default=613, help="from this step on, a step is half as large"
     )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--decay-from", type=int, default=821, help="from this step on, the rates fall to zero"
+    )
     parser.add_argument("--muon-rate", type=float, default=4e-3)
     parser.add_argument("--adam-rate", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)

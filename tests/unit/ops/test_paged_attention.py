@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quire.api.errors import ShapeError
 from quire.api.protocols import AttentionBackend, AttentionParams
+from quire.ops import attention_groups
 from quire.ops.paged_attention import TorchPagedAttention
 
 SHAPES = [(3, 3, 8), (6, 2, 5), (4, 1, 16)]
@@ -21,6 +22,7 @@ ROWS = {
     "fresh prompts": [(5, 5), (5, 5), (9, 9)],
     "chunks with context": [(5, 9), (20, 33)],
     "equal chunks": [(3, 8), (3, 9), (3, 11), (3, 3)],
+    "long chunk": [(70, 90)],
     "mixed": [(1, 5), (4, 4), (1, 17), (4, 9), (4, 10), (6, 6), (2, 40), (2, 2), (1, 5)],
 }
 
@@ -131,6 +133,24 @@ def test_similar_chunks_are_one_group() -> None:
     step = TorchPagedAttention().prepare(case.batch)
     assert [(group.num_rows, group.context_len) for group in step.groups] == [(8, 96)]
     check(case, AttentionParams(2, 1, 4, 0.4))
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_a_long_chunk_with_context_is_cut_into_pieces(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = replace(attention_groups.CPU_LIMITS, max_queries=4)
+    monkeypatch.setattr(attention_groups, "CPU_LIMITS", limits)
+    case = make_case([(1, 3), (11, 20), (6, 6)], Shape(4, 2, 8, 4))
+    groups = TorchPagedAttention().prepare(case.batch).groups
+    assert [(g.start, g.stop, g.context_len) for g in groups] == [
+        (0, 1, 3),
+        (1, 5, 13),
+        (5, 9, 17),
+        (9, 12, 20),
+        (12, 18, 6),
+    ]
+    check(case, AttentionParams(4, 2, 8, 0.4, window=window))
 
 
 def test_buffer_serves_other_sizes_and_dtypes() -> None:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def add_session_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the engine, of sampling, and of plugins."""
-    parser.add_argument("--verbose", action="store_true", help="say on standard error what the engine does")
+    parser.add_argument(
+        "--quiet", action="store_true", help="say nothing on standard error but warnings and errors"
+    )
     add_engine_flags(parser)
     add_sampling_flags(parser)
     add_plugin_flags(parser)
@@ -32,8 +34,8 @@ def open_llm(args: argparse.Namespace) -> LLM:
     keywords = {**engine_keywords(args), "plugins": plugin_settings(args)}
     EngineConfig.from_keywords(keywords, args.config)
     sampling_params(args)
-    level = logging.INFO if args.verbose else logging.WARNING
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(name)s: %(message)s")
+    if args.quiet:
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
     from quire.engine.llm import LLM
 
     model = keywords.pop("model", None)

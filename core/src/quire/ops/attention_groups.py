@@ -18,15 +18,18 @@ class GroupLimits:
     Attributes:
         max_tokens: context tokens that one call gathers, padding included; a longer row is alone.
         max_padding: of these, tokens that only pad shorter rows.
+        max_queries: a longer chunk with earlier context is computed in pieces, each over no more
+            keys than it can see: masked scores cost as much as others.
     """
 
     max_tokens: int
     max_padding: int
+    max_queries: int
 
 
-CPU_LIMITS = GroupLimits(max_tokens=2048, max_padding=512)
+CPU_LIMITS = GroupLimits(max_tokens=2048, max_padding=512, max_queries=256)
 """Gathered keys and values of a group stay in the second-level cache until they are multiplied."""
-GPU_LIMITS = GroupLimits(max_tokens=1 << 18, max_padding=1 << 16)
+GPU_LIMITS = GroupLimits(max_tokens=1 << 18, max_padding=1 << 16, max_queries=2048)
 
 
 class RowGroup:
@@ -113,7 +116,7 @@ def group_rows(batch: ForwardBatch) -> StepGroups:
 
     Decode rows are sorted by context and cut into groups of similar length. Of the others, a row
     without earlier context stands alone; neighbours with equal query length and similar context are
-    grouped (requests that share a prefix).
+    grouped (requests that share a prefix); a long chunk with context is cut into pieces.
     """
     limits = CPU_LIMITS if batch.token_ids.device.type == "cpu" else GPU_LIMITS
     contexts, num_decode = batch.context_lens, batch.num_decode_rows
@@ -126,18 +129,24 @@ def group_rows(batch: ForwardBatch) -> StepGroups:
         index = torch.tensor(rows, device=tables.device)
         tables, lengths = tables.index_select(0, index), lengths.index_select(0, index)
         decode_order = index[:num_decode]
-    groups = []
+    groups: list[RowGroup] = []
     start = first = 0
     for last in _cuts(batch, rows, limits):
+        members = [contexts[row] for row in rows[first:last]]
         query_len = batch.query_lens[rows[first]]
-        stop = start + query_len * (last - first)
-        context_len = max(contexts[row] for row in rows[first:last])
-        group = RowGroup((start, stop), query_len, context_len, lengths[first:last])
-        group.is_padded = any(contexts[row] != context_len for row in rows[first:last])
-        if query_len == 1 or context_len > query_len:
-            group.slots = _slots(tables[first:last], lengths[first:last], context_len, batch.block_size)
-        groups.append(group)
-        start, first = stop, last
+        is_fresh = 1 < query_len == members[0]
+        piece = limits.max_queries if len(members) == 1 and not is_fresh else query_len
+        for offset in range(0, query_len, piece):
+            length = min(piece, query_len - offset)
+            later = query_len - offset - length
+            seen = lengths[first:last] - later if later else lengths[first:last]
+            group = RowGroup((start, start + length * len(members)), length, max(members) - later, seen)
+            group.is_padded = min(members) != max(members)
+            if not is_fresh:
+                group.slots = _slots(tables[first:last], seen, group.context_len, batch.block_size)
+            groups.append(group)
+            start = group.stop
+        first = last
     return StepGroups(groups, decode_order, num_decode)
 
 

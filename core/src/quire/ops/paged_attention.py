@@ -15,6 +15,9 @@ from quire.ops.attention_groups import RowGroup, StepGroups, group_rows
 from quire.ops.plain_attention import plain_attention
 from quire.ops.views import side_by_side
 
+_MAX_FOLDED_QUERIES = 64
+"""Up to so many queries folding is faster for a single row too; it copies them."""
+
 
 class TorchPagedAttention:
     """Gathers each group's slots with one `index_select` and calls `scaled_dot_product_attention`.
@@ -128,7 +131,7 @@ def _attend(
     query, output = query.view(shape), output.view(shape)
     if params.alibi_slopes is not None or params.logit_cap is not None:
         plain_attention(query, keys, values, group, params, output)
-    elif rows == 1 and length > 1:
+    elif group.slots is None or (rows == 1 and length > _MAX_FOLDED_QUERIES):
         # KV heads as the batch, each one's query heads beside an expanded, uncopied KV head
         size = (num_kv_heads, repeats, group.context_len, params.head_size)
         keys, values = (x[0].transpose(0, 1)[:, None].expand(size) for x in (keys, values))
