@@ -9,7 +9,7 @@ from random import Random
 from example import Example, Turn
 from phrasing import forms
 from skills_chat import greet, memory, plain
-from skills_facts import arithmetic, capital, json_answer
+from skills_facts import arithmetic, capital, drill, json_answer
 from skills_text import edit, repeat
 from skills_words import count, length, reverse, spell
 
@@ -49,19 +49,21 @@ SKILLS: dict[str, tuple[Generator, ...]] = {
     "memory": (recall,),
 }
 
-WEIGHTS: dict[str, float] = {
-    "greet": 4,
-    "arithmetic": 24,
-    "capital": 8,
-    "spell": 6,
-    "reverse": 16,
-    "count": 12,
-    "repeat": 6,
-    "edit": 12,
-    "json": 9,
-    "memory": 7,
-    "plain": 3,
-}
+WEIGHTS: dict[str, float] = dict(
+    greet=4,
+    arithmetic=24,
+    capital=8,
+    spell=6,
+    reverse=16,
+    count=12,
+    repeat=6,
+    edit=12,
+    json=9,
+    memory=7,
+    plain=3,
+)
+LATE_WEIGHTS: dict[str, float] = {**WEIGHTS, "arithmetic": 20, "drill": 60, "edit": 22}
+PLAIN: dict[str, Callable[[Random], Example]] = {"plain": plain, "drill": drill}
 
 
 def draw(rng: Random, skill: str, evaluation: bool, unseen: bool = False) -> Example:
@@ -73,18 +75,24 @@ def _with_system(rng: Random, example: Example) -> Example:
     return replace(example, system=rng.choice(SYSTEMS)) if rng.random() < 0.35 else example
 
 
-def _draw_training(rng: Random) -> Example:
-    skill = rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]
-    return plain(rng) if skill == "plain" else draw(rng, skill, evaluation=False)
+def _draw_training(rng: Random, late: bool) -> Example:
+    weights = LATE_WEIGHTS if late else WEIGHTS
+    skill = rng.choices(tuple(weights), tuple(weights.values()))[0]
+    return PLAIN[skill](rng) if skill in PLAIN else draw(rng, skill, evaluation=False)
 
 
-def training_example(rng: Random) -> Example:
-    """Draws a training example: a plain text, one request, or a conversation that mixes several."""
-    example = _draw_training(rng)
+def training_example(rng: Random, late: bool = False) -> Example:
+    """Draws a training example: a plain text, one request, or a conversation that mixes several.
+
+    Args:
+        rng: Source of randomness.
+        late: Whether to draw the hard skills more often, as the later part of the training does.
+    """
+    example = _draw_training(rng, late)
     if example.text:
         return example
     if rng.random() < 0.45:
-        others = [_draw_training(rng) for _ in range(rng.choice((1, 1, 2, 2, 3, 4)))]
+        others = [_draw_training(rng, late) for _ in range(rng.choice((1, 1, 2, 2, 3, 4)))]
         turns = tuple(turn for other in others for turn in other.turns)
         example = replace(example, turns=turns + example.turns)
     return _with_system(rng, example)

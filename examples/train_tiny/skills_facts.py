@@ -185,6 +185,12 @@ def arithmetic(rng: Random, evaluation: bool, unseen: bool) -> Example:
     return single("arithmetic", user, f"{first} - {second} = {first - second}")
 
 
+def drill(rng: Random) -> Example:
+    """Eight sums and differences from the training side, one to a line, without a chat around them."""
+    lines = (arithmetic(rng, False, False).turns[0].answer for _ in range(8))
+    return Example("drill", text="\n".join(lines) + "\n")
+
+
 def _typed(rng: Random, place: str) -> str:
     return place.lower() if rng.random() < 0.15 else place
 

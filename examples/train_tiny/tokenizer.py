@@ -76,8 +76,23 @@ def build_tokenizer(vocab_size: int = 1024, seed: int = 0, samples: int = 30000)
     return tokenizer
 
 
+def _encode_drill(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[bool]]:
+    """Encodes lines of the form "12 + 34 = 46", of which only the results are learned."""
+    ids: list[int] = []
+    learned: list[bool] = []
+    for line in text.splitlines(keepends=True):
+        question, result = line.split("=")
+        for part, wanted in ((question + "=", False), (result, True)):
+            tokens = tokenizer.encode(part).ids
+            ids += tokens
+            learned += [wanted] * len(tokens)
+    return ids, learned
+
+
 def encode_example(tokenizer: Tokenizer, example: Example) -> tuple[list[int], list[bool]]:
     """Encodes an example and says which tokens are to be learned: the answers, or a whole plain text."""
+    if example.skill == "drill":
+        return _encode_drill(tokenizer, example.text)
     if example.text:
         ids = tokenizer.encode(example.text + END).ids
         return ids, [True] * len(ids)

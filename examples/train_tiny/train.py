@@ -58,17 +58,25 @@ def _pad(rows: list[Row], width: int) -> Batch:
     return Batch(ids, learned)
 
 
-def stream_batches(tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
-    """Yields batches of a few fixed shapes for ever: each holds examples of similar length."""
+def stream_batches(tokenizer: Tokenizer, seed: int, late_from: int) -> Iterator[Batch]:
+    """Yields batches of a few fixed shapes for ever: each holds examples of similar length.
+
+    Args:
+        tokenizer: The tokenizer.
+        seed: Seed of the draw.
+        late_from: How many batches are drawn before the hard skills come more often.
+    """
+    drawn = 0
     rng = Random(f"{seed}-0")
     waiting: dict[int, list[Row]] = {width: [] for width in WIDTHS}
     while True:
-        row = encode_example(tokenizer, training_example(rng))
+        row = encode_example(tokenizer, training_example(rng, late=drawn >= late_from))
         width = next((width for width in WIDTHS if len(row[0]) <= width + 1), None)
         if width is None:
             continue
         waiting[width].append(row)
         if len(waiting[width]) == BATCH_TOKENS // width:
+            drawn += 1
             yield _pad(waiting[width], width)
             waiting[width] = []
 
@@ -78,10 +86,29 @@ def batches_in(step: int, halve_at: int) -> int:
     return BATCHES if step < halve_at else BATCHES // 2
 
 
-def learning_rate(step: int, steps: int, decay_from: int, peak: float, warmup: int = 50) -> float:
-    """Warms up, stays constant, and falls to zero as one minus the square root of the remaining course."""
-    course = max(0.0, (step - decay_from) / max(1, steps - decay_from))
-    return peak * min(1.0, (step + 1) / warmup) * (1.0 - min(1.0, course) ** 0.5)
+@dataclass(frozen=True)
+class Schedule:
+    """The course of the learning rate, by steps.
+
+    Attributes:
+        fall: The first fall begins; it would reach zero at ``aim``.
+        aim: See ``fall``.
+        plateau: The first fall ends here, and the rate stays. From here on the hard skills come more often.
+        landing: The last fall begins here.
+        end: The rate is zero.
+    """
+
+    fall: int = 821
+    aim: int = 1700
+    plateau: int = 1373
+    landing: int = 1600
+    end: int = 2300
+
+    def rate(self, step: int, warmup: int = 50) -> float:
+        """Returns the share of the peak rate that a step has."""
+        course = (min(step, self.plateau) - self.fall) / (self.aim - self.fall)
+        landed = (step - self.landing) / (self.end - self.landing)
+        return min(1.0, (step + 1) / warmup) * (1.0 - max(0.0, course) ** 0.5) * (1.0 - max(0.0, landed))
 
 
 def make_optimizers(model: TinyLM, weight_decay: float) -> list[torch.optim.Optimizer]:
@@ -142,6 +169,7 @@ def load(state: State, path: Path) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Runs the training."""
+    schedule = Schedule()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -155,21 +183,22 @@ def train(args: argparse.Namespace) -> None:
     worker = TinyLM(TinyConfig()).bfloat16()
     worker.load_state_dict(master.state_dict())
     hidden = torch.compile(worker.hidden, dynamic=False) if args.compile else worker.hidden
-    consumed = sum(batches_in(step, args.halve_at) for step in range(state.step))
-    stream = islice(stream_batches(tokenizer, args.seed), consumed, None)
+    consumed, late_from = (
+        sum(batches_in(step, args.halve_at) for step in range(last))
+        for last in (state.step, schedule.plateau)
+    )
+    stream = islice(stream_batches(tokenizer, args.seed, late_from), consumed, None)
     mean, saved = 0.0, time.monotonic()
-    bar = tqdm(range(state.step, args.steps), initial=state.step, total=args.steps, mininterval=20)
+    bar = tqdm(range(state.step, schedule.end), initial=state.step, total=schedule.end, mininterval=20)
     for step in bar:
         batches = list(islice(stream, batches_in(step, args.halve_at)))
-        rates = tuple(
-            learning_rate(step, args.steps, args.decay_from, peak)
-            for peak in (args.muon_rate, args.adam_rate)
-        )
-        loss = train_step(state, worker, hidden, batches, (rates[0], rates[1]))
+        share = schedule.rate(step)
+        rates = (share * args.muon_rate, share * args.adam_rate)
+        loss = train_step(state, worker, hidden, batches, rates)
         mean = 0.98 * mean + 0.02 * loss if mean else loss
         state.step = step + 1
         bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-        if time.monotonic() - saved > 120 or step + 1 == args.steps:
+        if time.monotonic() - saved > 120 or step + 1 == schedule.end:
             save(state, checkpoint)
             saved = time.monotonic()
 
@@ -178,14 +207,10 @@ def parse_arguments() -> argparse.Namespace:
     """Reads the command line; the defaults made the shipped weights."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder for checkpoints")
-    parser.add_argument("--steps", type=int, default=1700)
     parser.add_argument(
         "--halve-at", type=int, default=613, help="from this step on, a step is half as large"
     )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument(
-        "--decay-from", type=int, default=821, help="from this step on, the rates fall to zero"
-    )
     parser.add_argument("--muon-rate", type=float, default=4e-3)
     parser.add_argument("--adam-rate", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)

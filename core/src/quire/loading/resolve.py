@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quire.api.errors import ModelNotFoundError
+from quire.loading.hf_config import CONFIG_NAME
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
@@ -16,7 +17,7 @@ def resolve_model_folder(name: str, revision: str | None, ask_plugins: Callable[
     """The folder that holds a model's files.
 
     Args:
-        name: a folder, a name that a plugin resolves, or a hub id ("org/name").
+        name: a folder with a config.json, a name that a plugin resolves, or a hub id ("org/name").
         revision: of a hub id.
         ask_plugins: gives a folder, or None when no plugin knows the name.
 
@@ -24,7 +25,7 @@ def resolve_model_folder(name: str, revision: str | None, ask_plugins: Callable[
         ModelNotFoundError: nothing answers to the name.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if (folder / CONFIG_NAME).is_file():
         return folder
     if folder.is_file():
         raise ModelNotFoundError(
@@ -33,6 +34,8 @@ def resolve_model_folder(name: str, revision: str | None, ask_plugins: Callable[
     resolved = ask_plugins(name)
     if resolved is not None:
         return resolved
+    if folder.is_dir():
+        raise ModelNotFoundError(f"{folder} is not a model folder: it has no {CONFIG_NAME}")
     if not _HUB_ID.fullmatch(name):
         raise ModelNotFoundError(f"model {name!r} is no folder, and no plugin resolves it: check the path")
     return _download(name, revision)
