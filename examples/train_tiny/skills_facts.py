@@ -186,8 +186,8 @@ def arithmetic(rng: Random, evaluation: bool, unseen: bool) -> Example:
 
 
 def drill(rng: Random) -> Example:
-    """Eight sums and differences from the training side, one to a line, without a chat around them."""
-    lines = (arithmetic(rng, False, False).turns[0].answer for _ in range(8))
+    """Seven sums and differences from the training side, one to a line, without a chat around them."""
+    lines = (arithmetic(rng, False, False).turns[0].answer for _ in range(7))
     return Example("drill", text="\n".join(lines) + "\n")
 
 

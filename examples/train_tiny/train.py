@@ -101,8 +101,8 @@ class Schedule:
     fall: int = 821
     aim: int = 1700
     plateau: int = 1373
-    landing: int = 1600
-    end: int = 2300
+    landing: int = 2000
+    end: int = 3400
 
     def rate(self, step: int, warmup: int = 50) -> float:
         """Returns the share of the peak rate that a step has."""

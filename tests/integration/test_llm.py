@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from quire.api.errors import (
     EngineClosedError,
     ModelNotFoundError,
     PromptError,
+    QuireError,
     SamplingParamsError,
     TokenizerError,
     UnsupportedModelError,
@@ -245,6 +247,10 @@ def test_parameters_beyond_the_model_are_refused(llm: LLM, bad: dict[str, object
         {"stop": [""]},
         {"logit_bias": {1: float("inf")}},
         {"logprobs": -2},
+        {"stop": 5},
+        {"stop_token_ids": 5},
+        {"logit_bias": [1]},
+        {"temperature": 10**400},
     ],
 )
 def test_absurd_sampling_values_are_refused(bad: dict[str, object]) -> None:
@@ -338,3 +344,82 @@ def test_forms_of_prompts(llm: LLM) -> None:
         _tokens(llm.generate(prompt_token_ids=[PROMPT], sampling_params=params, use_tqdm=False)[0])
         == expected
     )
+
+
+def test_an_interrupt_loses_the_step_and_not_the_engine(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
+    expected = _tokens(llm.generate([PROMPT], params, use_tqdm=False)[0])
+    runner = llm.engine._executor.runner  # type: ignore[attr-defined]
+    forward, calls = runner._forward, []
+
+    def interrupted(batch: object) -> object:
+        calls.append(batch)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(batch)
+
+    monkeypatch.setattr(runner, "_forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([PROMPT, PROMPT[3:]], params, use_tqdm=False)
+    assert values(llm.get_metrics(), "gauge")["kv_cache_usage_perc"] == 0
+    assert _tokens(llm.generate([PROMPT], params, use_tqdm=False)[0]) == expected
+
+
+def test_a_failing_step_fails_its_requests_and_not_the_engine(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
+    expected = _tokens(llm.generate([PROMPT], params, use_tqdm=False)[0])
+    runner = llm.engine._executor.runner  # type: ignore[attr-defined]
+
+    def broken(batch: object) -> object:
+        raise ValueError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_forward", broken)
+        [output] = llm.generate([PROMPT], params, use_tqdm=False)
+    assert output.outputs[0].finish_reason == "error"
+    assert "planted" in str(output.error)
+    assert _tokens(llm.generate([PROMPT], params, use_tqdm=False)[0]) == expected
+
+
+def test_a_stream_that_never_started_leaves_nothing(llm: LLM) -> None:
+    stream = llm.stream(PROMPT, SamplingParams(max_tokens=4))
+    stream.close()  # type: ignore[attr-defined]
+    assert not llm.engine.has_unfinished
+
+
+@pytest.mark.parametrize("prompts", [5, None, [5.5], [None]])
+def test_prompts_of_a_wrong_type_are_refused(llm: LLM, prompts: object) -> None:
+    with pytest.raises(PromptError):
+        llm.generate(prompts, use_tqdm=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, [3], 7, [SamplingParams(), SamplingParams()]])
+def test_sampling_params_of_a_wrong_type_or_number_are_refused(llm: LLM, params: object) -> None:
+    with pytest.raises(SamplingParamsError):
+        llm.generate([PROMPT], params, use_tqdm=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"intermediate_size": 10**13}, {"vocab_size": 10**12}, {"max_position_embeddings": 10**12}]
+)
+def test_absurd_sizes_in_a_config_are_refused(folder: Path, tmp_path: Path, sizes: dict[str, int]) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    config = json.loads((folder / "config.json").read_text()) | sizes
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(QuireError):
+        LLM(tmp_path, skip_tokenizer_init=True)
+
+
+def test_arguments_of_a_vllm_script_that_change_nothing(folder: Path) -> None:
+    with LLM(
+        folder, skip_tokenizer_init=True, seed=None, swap_space=4, kv_cache_dtype="auto", tokenizer_mode="auto",
+        enforce_eager=True, use_v2_block_manager=True, max_num_batched_tokens=10**13,
+    ) as engine:  # fmt: skip
+        params = SamplingParams(seed=-1, max_tokens=2, ignore_eos=True)
+        assert len(_tokens(engine.generate([PROMPT], params, use_tqdm=False, lora_request=None)[0])[0]) == 2
+        with pytest.raises(ConfigError, match="priority"):
+            engine.generate([PROMPT], params, use_tqdm=False, priority=[1])

@@ -170,11 +170,15 @@ _ACCEPTED_DEFAULTS: Mapping[str, tuple[object, str]] = {
     "ngram_prompt_lookup_max": (None, "no drafter is registered; leave it out"),
     "ngram_prompt_lookup_min": (None, "no drafter is registered; leave it out"),
     "pipeline_parallel_size": (1, "this version runs one rank"),
-    "swap_space": (0, "preempted requests are recomputed, not swapped; leave it out"),
+    "kv_cache_dtype": ("auto", "the KV cache has the model's dtype; leave it out"),
+    "tokenizer_mode": ("auto", "there is one kind of tokenizer; leave it out"),
     "load_format": ("auto", "only safetensors are read"),
-    "disable_log_stats": (True, "statistics are read with get_metrics()"),
 }
 """vLLM keywords without a setting here: the value that changes nothing, and what to say of others."""
+
+
+_IGNORED = frozenset({"disable_log_stats", "swap_space"})
+"""vLLM keywords that change no result here: statistics are always counted, preempted requests recomputed."""
 
 
 class EngineConfig(Section):
@@ -201,6 +205,8 @@ class EngineConfig(Section):
         sections: dict[str, dict[str, object]] = read_toml(file) if file else {}
         owner = {name: section for section, model in SECTIONS.items() for name in model.model_fields}
         for name, value in keywords.items():
+            if value is None:
+                continue  # None is the default, whatever that is
             if name == "plugins":
                 sections["plugins"] = _plugin_keywords(value)
             elif name in owner:
@@ -252,9 +258,11 @@ def _plugin_keywords(value: object) -> dict[str, object]:
 
 
 def _check_foreign_keyword(name: str, value: object, valid: list[str]) -> None:
+    if name in _IGNORED:
+        return
     if name in _ACCEPTED_DEFAULTS:
         neutral, explanation = _ACCEPTED_DEFAULTS[name]
-        if value is None or value == neutral or name == "disable_log_stats":
+        if value == neutral:
             return
         raise ConfigError(f"{name}={value!r} is not served: {explanation}")
     near = difflib.get_close_matches(name, valid, n=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -85,6 +85,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             self.stop = [self.stop]
+        if self.seed == -1:
+            self.seed = None  # vLLM's spelling of "none"
         self.validate()
         if 0 < self.temperature < MIN_TEMPERATURE:
             self.temperature = MIN_TEMPERATURE
@@ -124,6 +126,10 @@ class SamplingParams:
         self._validate_bias()
 
     def _validate_stops(self) -> None:
+        for name in ("stop", "stop_token_ids"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str | Sequence | Set):
+                raise SamplingParamsError(f"{name} must be a list, got {value!r}")
         stops = self.stop_strings
         if len(stops) > MAX_STOP_STRINGS:
             raise SamplingParamsError(f"stop has {len(stops)} strings, the limit is {MAX_STOP_STRINGS}")
@@ -140,6 +146,8 @@ class SamplingParams:
             _check_token_id("stop_token_ids", token_id)
 
     def _validate_bias(self) -> None:
+        if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
+            raise SamplingParamsError(f"logit_bias must map token ids to numbers, got {self.logit_bias!r}")
         for token_id, bias in (self.logit_bias or {}).items():
             _check_token_id("logit_bias", token_id)
             if isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
@@ -147,7 +155,7 @@ class SamplingParams:
 
 
 def _check_number(name: str, value: object, low: float, high: float, *, above_low: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise SamplingParamsError(f"{name} must be a finite number, got {value!r}")
     if value < low or value > high or (above_low and value == low):
         bracket = "(" if above_low else "["

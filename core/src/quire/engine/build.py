@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.config import EngineConfig
-from quire.api.errors import ConfigError, TokenizerError, UnsupportedModelError
+from quire.api.errors import CapacityError, ConfigError, QuireError, TokenizerError, UnsupportedModelError
 from quire.api.protocols import ModelConfig, ModelFactory
 from quire.engine.engine import Engine, EngineParts
 from quire.engine.inputs import InputProcessor
@@ -75,10 +76,12 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         max_model_len=max_model_len,
     )
     load = partial(load_weights, checkpoint=open_checkpoint(folder))
-    built = build_model(factory, model_config, settings, load)
+    with _allocating(f"the model in {folder}"):
+        built = build_model(factory, model_config, settings, load)
     budget = _size_cache(config, built, detect_device(config.device.device), max_model_len)
     limits = _limits(config, budget)
-    runner = _make_runner(settings, built, limits, budget)
+    with _allocating("the KV cache and the step's buffers"):
+        runner = _make_runner(settings, built, limits, budget)
     manager = BlockManager(
         num_blocks=budget.num_blocks,
         block_size=budget.block_size,
@@ -109,6 +112,21 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
             runner_times=runner.times,
         )
     )
+
+
+@contextmanager
+def _allocating(what: str) -> Iterator[None]:
+    """Turn a failed allocation, whoever reports it, into a CapacityError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, QuireError):
+            raise
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CapacityError(
+            f"{what} could not be allocated: {text}. Check the sizes in config.json, or lower max_model_len, "
+            "max_num_seqs, max_num_batched_tokens or kv_cache_memory_bytes"
+        ) from error
 
 
 def _find_factory(hf_config: Mapping[str, object], host: PluginHost) -> ModelFactory:
@@ -216,7 +234,9 @@ def _limits(config: EngineConfig, budget: KVBudget) -> SchedulerLimits:
         tokens = tokens or max(DEFAULT_MAX_NUM_BATCHED_TOKENS, budget.max_model_len)
     return SchedulerLimits(
         max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS,
+        max_num_batched_tokens=min(
+            tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS, scheduler.max_num_seqs * budget.max_model_len
+        ),
         max_model_len=budget.max_model_len,
         enable_chunked_prefill=scheduler.enable_chunked_prefill,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from quire.api.errors import EngineClosedError, PromptError, StepError, Tokenize
 from quire.api.outputs import Metric, RequestOutput
 from quire.api.protocols import Executor
 from quire.api.request import FinishReason, Request, SamplingParams
-from quire.api.step import StepPlan, StepResult
+from quire.api.step import StepPlan
 from quire.engine.inputs import InputProcessor, Prompt
 from quire.engine.outputs import RequestTracker
 from quire.engine.statistics import EngineStatistics
@@ -96,7 +97,7 @@ class Engine:
         self._check_open()
         self._parts.inputs.process_params(params)
         processed = self._parts.inputs.process_prompt(prompt)
-        name = request_id or f"request-{self._num_requests}"
+        name = request_id or self._free_id()
         if name in self._trackers:
             raise PromptError(f"request id {name!r} is in use: give each request its own")
         children = self._make_children(name, processed.token_ids, params, priority, salt)
@@ -120,13 +121,16 @@ class Engine:
         if not plan.rows:
             return []
         planned_at = time.perf_counter()
-        result, error = self._execute(plan)
-        executed_at = time.perf_counter()
-        updates = (
-            self._scheduler.update(plan, result)
-            if result
-            else self._scheduler.fail(plan, error or StepError())
-        )
+        try:
+            result = self._executor.submit(plan).result()
+            executed_at = time.perf_counter()
+            updates = self._scheduler.update(plan, result)
+        except Exception as error:  # the boundary between a step and the engine
+            executed_at = time.perf_counter()
+            updates = self._fail(plan, error)
+        except BaseException as error:  # Ctrl-C: the step is lost, the engine is not
+            self._emit(self._fail(plan, error))
+            raise
         updated_at = time.perf_counter()
         changed = self._emit(updates)
         manager = self._scheduler.block_manager
@@ -199,6 +203,13 @@ class Engine:
         self._is_closed = True
         self._executor.close()
 
+    def _free_id(self) -> str:
+        """An id that no request has; callers may have taken some of the obvious ones."""
+        numbers = itertools.count(self._num_requests)
+        return next(
+            name for name in (f"request-{number}" for number in numbers) if name not in self._trackers
+        )
+
     def _check_when_idle(self) -> None:
         """Check the block manager's books when nothing runs; the check takes milliseconds, so not at every end."""
         now = time.monotonic()
@@ -244,14 +255,11 @@ class Engine:
                 self._scheduler.finish(child.request_id, FinishReason.ABORT)
             raise
 
-    def _execute(self, plan: StepPlan) -> tuple[StepResult | None, Exception | None]:
-        """Run a plan; what an executor raises fails the step's requests, not the engine."""
-        try:
-            return self._executor.submit(plan).result(), None
-        except Exception as error:  # the boundary between a step and the engine
-            failure = StepError(f"step {plan.step_id} failed: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            return None, failure
+    def _fail(self, plan: StepPlan, error: BaseException) -> list[RequestUpdate]:
+        """End the requests of a step that could not be run or taken in."""
+        failure = StepError(f"step {plan.step_id} failed: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        return self._scheduler.fail(plan, failure)
 
     def _emit(self, updates: list[RequestUpdate]) -> list[str]:
         changed: dict[str, None] = {}

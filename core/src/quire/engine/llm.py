@@ -10,7 +10,7 @@ from typing import Any, cast
 from tqdm.auto import tqdm
 
 from quire.api.config import EngineConfig
-from quire.api.errors import PromptError, SamplingParamsError
+from quire.api.errors import ConfigError, PromptError, SamplingParamsError
 from quire.api.outputs import Metric, RequestOutput
 from quire.api.request import SamplingParams
 from quire.engine.build import build_engine
@@ -50,6 +50,7 @@ class LLM:
         use_tqdm: ProgressBar = True,
         *,
         prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        lora_request: None = None,
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts; all run together.
@@ -60,6 +61,7 @@ class LLM:
             sampling_params: for all prompts, or one each; by default the model's own.
             use_tqdm: show a progress bar (or the class of one).
             prompt_token_ids: instead of `prompts`.
+            lora_request: None; adapters are not served.
             priority: one number each for the priority policy; lower runs first.
 
         Returns:
@@ -87,6 +89,8 @@ class LLM:
         chat_template_kwargs: Mapping[str, object] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several, through the model's chat template."""
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+            raise PromptError(f"messages must be a list of {{'role', 'content'}} mappings, got {messages!r}")
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts = [
             self.chat_prompt(
@@ -126,11 +130,18 @@ class LLM:
     ) -> Iterator[RequestOutput]:
         """Complete one prompt and yield its cumulative output after each step that changed it.
 
-        Closing the iterator aborts the request.
+        The prompt is checked and queued by the first `next`; closing the iterator aborts the request.
         """
-        params = sampling_params or self.get_default_sampling_params()
+        [params] = self._several_params(sampling_params, 1)
         request_id = self.engine.add_request(prompt, params)
-        return self._stream(request_id)
+        try:
+            while not self.engine.is_finished(request_id):
+                changed = self.engine.step()
+                if request_id in changed and not self.engine.is_finished(request_id):
+                    yield self.engine.output(request_id)
+            yield self.engine.pop_output(request_id)
+        finally:
+            self.engine.discard(request_id)
 
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer; raises TokenizerError with `skip_tokenizer_init`."""
@@ -167,6 +178,11 @@ class LLM:
             return [self.get_default_sampling_params()] * count
         if isinstance(sampling_params, SamplingParams):
             return [sampling_params] * count
+        if isinstance(sampling_params, str | Mapping) or not isinstance(sampling_params, Sequence):
+            raise SamplingParamsError(f"sampling_params must be SamplingParams, got {sampling_params!r}")
+        for entry in sampling_params:
+            if not isinstance(entry, SamplingParams):
+                raise SamplingParamsError(f"sampling_params must be SamplingParams, got {entry!r}")
         if len(sampling_params) != count:
             raise SamplingParamsError(
                 f"{len(sampling_params)} sampling_params for {count} prompts: give one, or one each"
@@ -176,6 +192,10 @@ class LLM:
     def _submit(
         self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: Sequence[int] | None
     ) -> list[str]:
+        if priority is not None and self.config.scheduler.scheduling_policy == "fcfs":
+            raise ConfigError(
+                'priority= has no effect under fcfs: build the LLM with scheduling_policy="priority"'
+            )
         if priority is not None and len(priority) != len(prompts):
             raise PromptError(f"{len(priority)} priorities for {len(prompts)} prompts: give one each")
         ids: list[str] = []
@@ -211,16 +231,6 @@ class LLM:
                 bar.close()
         return [done[request_id] for request_id in ids]
 
-    def _stream(self, request_id: str) -> Iterator[RequestOutput]:
-        try:
-            while not self.engine.is_finished(request_id):
-                changed = self.engine.step()
-                if request_id in changed and not self.engine.is_finished(request_id):
-                    yield self.engine.output(request_id)
-            yield self.engine.pop_output(request_id)
-        finally:
-            self.engine.discard(request_id)
-
     def _abort(self, ids: Iterable[str]) -> None:
         for request_id in ids:
             self.engine.discard(request_id)
@@ -231,6 +241,8 @@ def _several_prompts(prompts: Prompt | Sequence[Prompt] | None) -> list[Prompt]:
         raise PromptError("no prompts: give prompts or prompt_token_ids")
     if isinstance(prompts, str | Mapping):
         return [prompts]
+    if not isinstance(prompts, Sequence) and not hasattr(prompts, "tolist"):
+        raise PromptError(f"prompts must be a prompt or a list of prompts, got {prompts!r}")
     entries: list[Any] = [
         entry.tolist() if hasattr(entry, "tolist") else entry for entry in cast(Sequence[Any], prompts)
     ]

@@ -74,6 +74,7 @@ class BatchBuilder:
         self._query_start = _Buffer((requests + 1,), short, device)
         self._seq_lens = _Buffer((requests,), short, device)
         self._logits_rows = _Buffer((requests,), long, device)
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._block_tables = _Buffer((requests, self._max_blocks), short, device)
 
     def assign(self, assignment: SlotAssignment) -> None:
@@ -103,6 +104,8 @@ class BatchBuilder:
 
     def build(self, plan: StepPlan) -> BuiltBatch:
         """The batch of a plan, rows of one token first. Valid until the next call."""
+        if self._copied is not None:
+            self._copied.synchronize()  # the last step's copies still read the host arrays
         order = sorted(range(len(plan.rows)), key=lambda index: plan.rows[index].num_tokens != 1)
         rows = [plan.rows[index] for index in order]
         num_rows = len(rows)
@@ -134,6 +137,8 @@ class BatchBuilder:
             num_decode_rows=int((lengths == 1).sum()),
             block_size=self._block_size,
         )
+        if self._copied is not None:
+            self._copied.record()
         return BuiltBatch(batch, rows, order, sampled)
 
     def _fill_tokens(self, slots: IntArray, starts: IntArray, lengths: IntArray, ends: IntArray) -> None:

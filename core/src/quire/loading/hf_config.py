@@ -25,7 +25,7 @@ def read_hf_config(folder: Path) -> dict[str, object]:
         raise ModelNotFoundError(f"{folder} is not a model folder: {reason}")
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}; fetch the file again") from error
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{path} holds a {type(parsed).__name__}; it must be a JSON object")
