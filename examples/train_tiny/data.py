@@ -10,6 +10,7 @@ from example import Example, Turn
 from phrasing import forms
 from skills_chat import greet, memory, plain
 from skills_facts import arithmetic, capital, drill, json_answer
+from skills_late import loose_edit, loose_repeat, one_token_words
 from skills_text import edit, repeat
 from skills_words import count, length, reverse, spell
 
@@ -62,8 +63,24 @@ WEIGHTS: dict[str, float] = dict(
     memory=7,
     plain=3,
 )
-LATE_WEIGHTS: dict[str, float] = {**WEIGHTS, "arithmetic": 20, "drill": 60, "edit": 22}
-PLAIN: dict[str, Callable[[Random], Example]] = {"plain": plain, "drill": drill}
+SECOND = {**WEIGHTS, "arithmetic": 20, "drill": 60, "edit": 22}
+THIRD = {
+    **WEIGHTS,
+    "arithmetic": 26,
+    "drill": 20,
+    "count": 14,
+    "edit": 12,
+    "loose_repeat": 16,
+    "loose_edit": 36,
+}
+STAGES: tuple[dict[str, float], ...] = (WEIGHTS, SECOND, {**THIRD, "one_token": 8})
+TRAINING_ONLY: dict[str, Callable[[Random], Example]] = {
+    "plain": plain,
+    "drill": drill,
+    "loose_repeat": loose_repeat,
+    "loose_edit": loose_edit,
+    "one_token": one_token_words,
+}
 
 
 def draw(rng: Random, skill: str, evaluation: bool, unseen: bool = False) -> Example:
@@ -75,24 +92,24 @@ def _with_system(rng: Random, example: Example) -> Example:
     return replace(example, system=rng.choice(SYSTEMS)) if rng.random() < 0.35 else example
 
 
-def _draw_training(rng: Random, late: bool) -> Example:
-    weights = LATE_WEIGHTS if late else WEIGHTS
+def _draw_training(rng: Random, stage: int) -> Example:
+    weights = STAGES[stage]
     skill = rng.choices(tuple(weights), tuple(weights.values()))[0]
-    return PLAIN[skill](rng) if skill in PLAIN else draw(rng, skill, evaluation=False)
+    return TRAINING_ONLY[skill](rng) if skill in TRAINING_ONLY else draw(rng, skill, evaluation=False)
 
 
-def training_example(rng: Random, late: bool = False) -> Example:
+def training_example(rng: Random, stage: int = 0) -> Example:
     """Draws a training example: a plain text, one request, or a conversation that mixes several.
 
     Args:
         rng: Source of randomness.
-        late: Whether to draw the hard skills more often, as the later part of the training does.
+        stage: Stage of the training; the later ones draw the hard skills more often.
     """
-    example = _draw_training(rng, late)
+    example = _draw_training(rng, stage)
     if example.text:
         return example
     if rng.random() < 0.45:
-        others = [_draw_training(rng, late) for _ in range(rng.choice((1, 1, 2, 2, 3, 4)))]
+        others = [_draw_training(rng, stage) for _ in range(rng.choice((1, 1, 2, 2, 3, 4)))]
         turns = tuple(turn for other in others for turn in other.turns)
         example = replace(example, turns=turns + example.turns)
     return _with_system(rng, example)

@@ -171,7 +171,7 @@ def pseudo_word(rng: Random, evaluation: bool) -> str:
 def some_word(rng: Random, evaluation: bool, real_share: float = 0.4) -> str:
     """Picks a real word or coins one."""
     if rng.random() < real_share:
-        if rng.random() < 0.25:
+        if not evaluation and rng.random() < 0.25:
             return pick(rng, "word", (*COMMON, *COLOURS, *CAPITALS), evaluation)
         return pick(rng, "word", WORDS, evaluation)
     return pseudo_word(rng, evaluation)

@@ -212,7 +212,7 @@ def _words_in(text: str) -> list[str]:
     return [word for word in cleaned.split() if len(word) > 2 and word.isalpha() and word.isascii()]
 
 
-def _swap(text: str, old: str, new: str) -> str:
+def swap(text: str, old: str, new: str) -> str:
     """Replaces whole words only."""
     out, start = [], 0
     while (at := text.find(old, start)) >= 0:
@@ -248,4 +248,4 @@ def edit(rng: Random, evaluation: bool, unseen: bool) -> Example:
             new = new.capitalize()
     shown_old, shown_new = _marked(rng, old, new)
     user = phrase(rng, phrasings, unseen, o=shown_old, n=shown_new, p=text)
-    return single("edit", user, _swap(text, old, new))
+    return single("edit", user, swap(text, old, new))

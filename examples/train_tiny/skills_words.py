@@ -128,11 +128,31 @@ def spell(rng: Random, evaluation: bool, unseen: bool) -> Example:
     return single("spell", phrase(rng, SPELL, unseen, w=quoted(rng, word)), "-".join(word))
 
 
+def reverse_answer(word: str) -> str:
+    """Words the answer to a request to reverse."""
+    return f"{word} reversed is {word[::-1]}."
+
+
+def count_answer(word: str, letter: str) -> str:
+    """Words the answer to a request to count a letter."""
+    seen, shown = 0, []
+    for symbol in word:
+        hit = symbol.lower() == letter
+        seen += hit
+        shown.append(f"{symbol}{seen}" if hit else symbol)
+    return f"{'-'.join(shown)}. The letter {letter} occurs {_times(seen)}."
+
+
+def length_answer(word: str) -> str:
+    """Words the answer to a request to count all letters."""
+    shown = "-".join(f"{symbol}{place}" for place, symbol in enumerate(word, 1))
+    return f"{shown}. The word has {len(word)} letters."
+
+
 def reverse(rng: Random, evaluation: bool, unseen: bool) -> Example:
     """A word read from its end."""
     word = _word(rng, evaluation)
-    answer = f"{word} reversed is {word[::-1]}."
-    return single("reverse", phrase(rng, REVERSE, unseen, w=quoted(rng, word)), answer)
+    return single("reverse", phrase(rng, REVERSE, unseen, w=quoted(rng, word)), reverse_answer(word))
 
 
 def _times(number: int) -> str:
@@ -148,19 +168,13 @@ def count(rng: Random, evaluation: bool, unseen: bool) -> Example:
         letter = rng.choice(repeated)
     else:
         letter = rng.choice(letters if rng.random() < 0.8 else "abcdefghijklmnopqrstuvwxyz")
-    seen, shown = 0, []
-    for symbol in word:
-        hit = symbol.lower() == letter
-        seen += hit
-        shown.append(f"{symbol}{seen}" if hit else symbol)
     typed = letter.upper() if rng.random() < 0.1 else letter
     user = phrase(rng, COUNT, unseen, w=quoted(rng, word), c=quoted(rng, typed, 0.3))
-    return single("count", user, f"{'-'.join(shown)}. The letter {letter} occurs {_times(seen)}.")
+    return single("count", user, count_answer(word, letter))
 
 
 def length(rng: Random, evaluation: bool, unseen: bool) -> Example:
     """How many letters a word has, shown on the spelled word."""
     word = _word(rng, evaluation)
-    shown = "-".join(f"{symbol}{place}" for place, symbol in enumerate(word, 1))
     user = phrase(rng, LENGTH, unseen, w=quoted(rng, word))
-    return single("count", user, f"{shown}. The word has {len(word)} letters.")
+    return single("count", user, length_answer(word))
