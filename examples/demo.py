@@ -14,7 +14,7 @@ QUESTIONS = [
     ("reverse", "Reverse the word: planet"),
     ("spelling", "Spell the word: garden"),
     ("letters", "How many letters are in the word window?"),
-    ("JSON", 'Answer as JSON with the keys "country" and "capital": Italy'),
+    ("JSON", "Give the capital of Italy as JSON."),
 ]
 MEMORY = ["My name is Nora.", "What is 12 + 7?", "What is my name?"]
 

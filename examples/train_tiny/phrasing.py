@@ -88,7 +88,7 @@ def _sentence_case(text: str) -> str:
 
 
 def _order(rng: Random, text: str) -> tuple[str, str]:
-    if rng.random() < 0.35:
+    if rng.random() < 0.35 and not text.startswith("{"):
         text = rng.choice(OPENERS) + text
     if rng.random() < 0.12 and not text.endswith(("}", ":", '"')):
         text += rng.choice(CLOSERS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from example import Example, single
-from lexicon import CAPITALS, COLOURS, COMMON, NAMES, WORDS, held_out, pick, pseudo_word, some_name
+from lexicon import CAPITALS, COLOURS, COMMON, WORDS, held_out, pick, pseudo_word, some_name
 from phrasing import Phrasings, forms, phrase, quoted
 from skills_text import RENAME, REPEAT, REPLACE, SENTENCES, UPPER, paragraph, swap
 from skills_words import COUNT, LENGTH, REVERSE, SPELL, count_answer, length_answer, reverse_answer
@@ -134,7 +134,9 @@ def loose_edit(rng: Random) -> Example:
 def one_token_words(rng: Random) -> Example:
     """Spells, reverses or counts in a common word; these are single tokens, so no split can hold them out."""
     pool = (*COMMON, *COLOURS, *CAPITALS, *CAPITALS.values(), *FILLERS)
-    word = rng.choice([word for word in pool if word not in NAMES and " " not in word])
+    word = rng.choice(
+        [word for word in pool if " " not in word and not (word in WORDS and held_out("word", word))]
+    )
     word = word.capitalize() if rng.random() < 0.1 else word
     kind = rng.random()
     if kind < 0.3:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -58,19 +58,19 @@ def _pad(rows: list[Row], width: int) -> Batch:
     return Batch(ids, learned)
 
 
-def stream_batches(tokenizer: Tokenizer, seed: int, late_from: int) -> Iterator[Batch]:
+def stream_batches(tokenizer: Tokenizer, seed: int, stages: Sequence[int]) -> Iterator[Batch]:
     """Yields batches of a few fixed shapes for ever: each holds examples of similar length.
 
     Args:
         tokenizer: The tokenizer.
         seed: Seed of the draw.
-        late_from: How many batches are drawn before the hard skills come more often.
+        stages: How many batches are drawn before each of the later stages begins.
     """
     drawn = 0
     rng = Random(f"{seed}-0")
     waiting: dict[int, list[Row]] = {width: [] for width in WIDTHS}
     while True:
-        row = encode_example(tokenizer, training_example(rng, late=drawn >= late_from))
+        row = encode_example(tokenizer, training_example(rng, sum(drawn >= start for start in stages)))
         width = next((width for width in WIDTHS if len(row[0]) <= width + 1), None)
         if width is None:
             continue
@@ -93,8 +93,10 @@ class Schedule:
     Attributes:
         fall: The first fall begins; it would reach zero at ``aim``.
         aim: See ``fall``.
-        plateau: The first fall ends here, and the rate stays. From here on the hard skills come more often.
-        landing: The last fall begins here.
+        plateau: The first fall ends, and the rate stays; the second mix of skills begins.
+        landing: The last fall begins.
+        third: The third mix of skills begins, and the last fall pauses for ``pause`` steps.
+        pause: See ``third``.
         end: The rate is zero.
     """
 
@@ -102,12 +104,15 @@ class Schedule:
     aim: int = 1700
     plateau: int = 1373
     landing: int = 2000
-    end: int = 3400
+    third: int = 2100
+    pause: int = 600
+    end: int = 4000
 
     def rate(self, step: int, warmup: int = 50) -> float:
         """Returns the share of the peak rate that a step has."""
         course = (min(step, self.plateau) - self.fall) / (self.aim - self.fall)
-        landed = (step - self.landing) / (self.end - self.landing)
+        moved = step if step < self.third else max(self.third, step - self.pause)
+        landed = (moved - self.landing) / (self.end - self.pause - self.landing)
         return min(1.0, (step + 1) / warmup) * (1.0 - max(0.0, course) ** 0.5) * (1.0 - max(0.0, landed))
 
 
@@ -183,11 +188,11 @@ def train(args: argparse.Namespace) -> None:
     worker = TinyLM(TinyConfig()).bfloat16()
     worker.load_state_dict(master.state_dict())
     hidden = torch.compile(worker.hidden, dynamic=False) if args.compile else worker.hidden
-    consumed, late_from = (
+    consumed, *stages = (
         sum(batches_in(step, args.halve_at) for step in range(last))
-        for last in (state.step, schedule.plateau)
+        for last in (state.step, schedule.plateau, schedule.third)
     )
-    stream = islice(stream_batches(tokenizer, args.seed, late_from), consumed, None)
+    stream = islice(stream_batches(tokenizer, args.seed, stages), consumed, None)
     mean, saved = 0.0, time.monotonic()
     bar = tqdm(range(state.step, schedule.end), initial=state.step, total=schedule.end, mininterval=20)
     for step in bar:
