@@ -1,6 +1,6 @@
 """Trains the embedded model ``tiny`` from generated data on a CPU.
 
-    python examples/train_tiny/train.py --work /tmp/tiny
+    python examples/train_tiny/train.py --work build/tiny
 
 The run can be stopped and continued with ``--resume``; ``export.py`` makes a model folder of its checkpoint.
 """
