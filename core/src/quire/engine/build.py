@@ -107,7 +107,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
             tokenizer=tokenizer,
             eos_token_ids=_eos_token_ids(generation, tokenizer),
             chat_template=_read_template(config.model.chat_template),
-            default_sampling=generation.sampling,
+            generation=generation,
             rope_switch_len=model_config.rope_switch_len,
             runner_times=runner.times,
         )

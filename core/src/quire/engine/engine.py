@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from quire.api.config import EngineConfig
@@ -19,6 +18,7 @@ from quire.engine.outputs import RequestTracker
 from quire.engine.statistics import EngineStatistics
 from quire.execution.philox import derive_seed
 from quire.execution.runner import RunnerTimes
+from quire.loading.generation_config import GenerationConfig
 from quire.loading.tokenizer import Tokenizer
 from quire.plugins.host import PluginHost
 from quire.scheduling.plan import RequestUpdate
@@ -33,7 +33,7 @@ class EngineParts:
 
     Attributes:
         eos_token_ids: ids that end any output unless `ignore_eos`.
-        default_sampling: sampling parameters that the model recommends, by name.
+        generation: what the model folder recommends.
         rope_switch_len: requests that may grow past it share no prefix blocks; None: all may share.
     """
 
@@ -45,7 +45,7 @@ class EngineParts:
     tokenizer: Tokenizer | None
     eos_token_ids: frozenset[int]
     chat_template: str | None = None
-    default_sampling: Mapping[str, object] = field(default_factory=dict)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     rope_switch_len: int | None = None
     runner_times: RunnerTimes = field(default_factory=RunnerTimes)
 
@@ -182,7 +182,7 @@ class Engine:
 
     def default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json recommends."""
-        return SamplingParams(**self._parts.default_sampling)  # type: ignore[arg-type]  # checked by SamplingParams
+        return self._parts.generation.default_sampling_params()
 
     def get_metrics(self) -> list[Metric]:
         """Counters and gauges."""

@@ -74,7 +74,7 @@ class BatchBuilder:
         self._query_start = _Buffer((requests + 1,), short, device)
         self._seq_lens = _Buffer((requests,), short, device)
         self._logits_rows = _Buffer((requests,), long, device)
-        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch has no types for it
         self._block_tables = _Buffer((requests, self._max_blocks), short, device)
 
     def assign(self, assignment: SlotAssignment) -> None:
