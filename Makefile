@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements-run.txt)
-PROJECTS := pyproject.toml core/pyproject.toml plugins/models/pyproject.toml
+PROJECTS := pyproject.toml core/pyproject.toml kernels/pyproject.toml plugins/models/pyproject.toml
 NIGHTLY := benchmarks/results/nightly.txt
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 

@@ -100,7 +100,7 @@ class StepGroups:
     """What `prepare` makes of a batch.
 
     Attributes:
-        groups: they cover all tokens, in order.
+        groups: they cover all tokens that were to be grouped, in order.
         decode_order: int64 [num_decode_rows]: the decode rows sorted by context, as the groups count
             them; None where they are in that order already.
         num_decode_rows: of the batch.
@@ -111,17 +111,21 @@ class StepGroups:
     num_decode_rows: int
 
 
-def group_rows(batch: ForwardBatch) -> StepGroups:
+def group_rows(batch: ForwardBatch, *, with_decodes: bool = True) -> StepGroups:
     """Group the rows of a batch.
 
     Decode rows are sorted by context and cut into groups of similar length. Of the others, a row
     without earlier context stands alone; neighbours with equal query length and similar context are
     grouped (requests that share a prefix); a long chunk with context is cut into pieces.
+
+    Args:
+        batch: the step.
+        with_decodes: whether decode rows are grouped too, or left to the caller.
     """
     limits = CPU_LIMITS if batch.token_ids.device.type == "cpu" else GPU_LIMITS
     contexts, num_decode = batch.context_lens, batch.num_decode_rows
-    order = sorted(range(num_decode), key=contexts.__getitem__, reverse=True)
-    is_sorted = order == list(range(num_decode))
+    order = sorted(range(num_decode), key=contexts.__getitem__, reverse=True) if with_decodes else []
+    is_sorted = order == list(range(len(order)))
     rows = order + list(range(num_decode, batch.num_requests))
     tables, lengths = batch.block_tables, batch.seq_lens
     decode_order = None
@@ -129,8 +133,10 @@ def group_rows(batch: ForwardBatch) -> StepGroups:
         index = torch.tensor(rows, device=tables.device)
         tables, lengths = tables.index_select(0, index), lengths.index_select(0, index)
         decode_order = index[:num_decode]
+    if not with_decodes:
+        tables, lengths = tables[num_decode:], lengths[num_decode:]
     groups: list[RowGroup] = []
-    start = first = 0
+    start, first = num_decode - len(order), 0
     for last in _cuts(batch, rows, limits):
         members = [contexts[row] for row in rows[first:last]]
         query_len = batch.query_lens[rows[first]]
@@ -168,7 +174,8 @@ def _cuts(batch: ForwardBatch, rows: list[int], limits: GroupLimits) -> list[int
                 cuts.append(index)
                 first, longest, padding = index, 0, 0
         longest = max(longest, context)
-    cuts.append(len(rows))
+    if rows:
+        cuts.append(len(rows))
     return cuts
 
 

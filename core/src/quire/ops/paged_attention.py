@@ -68,16 +68,36 @@ class TorchPagedAttention:
         decodes = query if order is None else query[:num_decode].index_select(0, order)
         output = torch.empty((num_tokens, num_heads, head_size), dtype=query.dtype, device=query.device)
         for group in step.groups:
-            start, stop = group.start, group.stop
-            source = decodes if start < num_decode else query
-            if group.slots is None:
-                keys, values = key[None, start:stop], value[None, start:stop]
-            else:
-                keys, values = self._read(cache, group, group.slots, params)
-            _attend(source[start:stop], keys, values, group, params, output[start:stop])
+            source = decodes if group.start < num_decode else query
+            self.attend_group(group, (source, key, value), cache, params, output)
         if order is not None:
             output[:num_decode] = torch.empty_like(decodes).index_copy_(0, order, output[:num_decode])
         return output.view(num_tokens, num_heads * head_size)
+
+    def attend_group(
+        self,
+        group: RowGroup,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        cache: Tensor,
+        params: AttentionParams,
+        output: Tensor,
+    ) -> None:
+        """Attention of one group of rows, over keys and values that are written already.
+
+        Args:
+            group: of this step.
+            inputs: query [T, H, D], key [T, K, D], value [T, K, D] of the whole step.
+            cache: [num_slots, 2 * K * D].
+            params: the layer's constants.
+            output: [T, H, D], contiguous; the group's tokens are overwritten.
+        """
+        query, key, value = inputs
+        start, stop = group.start, group.stop
+        if group.slots is None:
+            keys, values = key[None, start:stop], value[None, start:stop]
+        else:
+            keys, values = self._read(cache, group, group.slots, params)
+        _attend(query[start:stop], keys, values, group, params, output[start:stop])
 
     def copy_blocks(self, kv_caches: Sequence[Tensor], source_ids: Tensor, destination_ids: Tensor) -> None:
         """See AttentionBackend."""

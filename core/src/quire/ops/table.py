@@ -108,6 +108,15 @@ class OpTable:
         """Whether there is an op of that name."""
         return name in self._ops
 
+    def summary(self) -> str:
+        """One line: the implementations that are not the reference, each with its ops."""
+        ops: dict[str, list[str]] = {}
+        for description in self._descriptions:
+            if description.bound.name != REFERENCE:
+                ops.setdefault(description.bound.name, []).append(description.op)
+        lines = [f"{name} {', '.join(served)}" for name, served in sorted(ops.items())]
+        return "; ".join([*lines, "reference for the other ops" if lines else "reference for all ops"])
+
     def describe(self) -> list[OpDescription]:
         """Every op with what serves it and why the others do not, by name."""
         return list(self._descriptions)

@@ -1,0 +1,32 @@
+"""Registers the native CPU kernels. Imports only `quire.api` and, to ask for support, this package."""
+
+from __future__ import annotations
+
+from quire.api.hookspecs import hookimpl
+from quire.api.specs import AttentionBackendSpec, OpImplSpec, OpSpec, PluginInfo
+from quire_kernels.native.library import native_refusal
+
+
+@hookimpl
+def quire_plugin_info() -> PluginInfo:
+    """See the hook specification."""
+    return PluginInfo(api=">=1,<2", description="native CPU kernels, compiled on first use")
+
+
+@hookimpl
+def quire_register_ops() -> list[OpSpec | OpImplSpec]:
+    """See the hook specification."""
+    return [
+        OpImplSpec(op, "native", f"quire_kernels.{op}.native:{op}", native_refusal)
+        for op in ("rms_norm", "rotary", "silu_and_mul")
+    ]
+
+
+@hookimpl
+def quire_register_attention_backends() -> list[AttentionBackendSpec]:
+    """See the hook specification."""
+    return [
+        AttentionBackendSpec(
+            "native-paged", "quire_kernels.paged_attention.native:NativePagedAttention", native_refusal
+        )
+    ]

@@ -1,0 +1,277 @@
+/* Attention of single queries over a paged KV cache that is read where it lies.
+
+   A cache is [slots, 2 * K, D]: per token the K key heads, then the K value heads. Work comes as tasks,
+   pieces of a row's context; a row of one piece is written to the output at once, the pieces of the
+   others leave a partial result (largest score, sum of weights, weighted values) that is merged at the
+   end (flash-decoding; Dao et al. 2023). Scores, softmax and sums are float32. */
+
+#include "vector.h"
+
+#define TILE 64                    /* tokens whose scores are held at a time */
+#define CACHE_LINE 64
+#define MAX_VECTORS 32             /* head sizes up to 512 */
+
+typedef struct {
+    const void *query;             /* [rows, H, D], row_stride elements from row to row */
+    const void *cache;
+    const int32_t *block_tables;   /* [rows, table_stride] */
+    const int32_t *seq_lens;       /* [rows] */
+    const int32_t *tasks;          /* [num_tasks, 4]: row, first token, last token (exclusive), partial or -1 */
+    const int32_t *merges;         /* [num_merges, 3]: row, first partial, number of partials */
+    const float *slopes;           /* [H] or null */
+    float *partials;               /* [partials, H, D + 2] */
+    void *output;                  /* [rows, H, D] */
+    int64_t row_stride, table_stride, num_tasks, num_merges;
+    int64_t num_heads, num_kv_heads, head_size, block_size, window; /* window 0: none */
+    float scale, logit_cap;        /* cap 0: none */
+    int32_t dtype, threads;
+} PagedDecode;
+
+typedef struct {
+    int64_t slots[TILE];
+    float scores[TILE];
+    int64_t count, last_position;  /* of the row: its query's own position */
+} Tile;
+
+/* scores[g][t] = query[g] . key[t] for `heads` <= 4 query heads of a KV head, 16 tokens at a time. */
+INLINE void tile_scores(int dtype, int vectors, int aligned, int heads, const PagedDecode *p, const float *query,
+                        const Tile *tile, int64_t kv_head, float (*scores)[TILE]) {
+    int64_t padded = (int64_t)vectors * LANES, size = aligned ? padded : p->head_size;
+    int64_t width = 2 * p->num_kv_heads * size;
+    for (int64_t start = 0; start < tile->count; start += LANES) {
+        int64_t some = tile->count - start < LANES ? tile->count - start : LANES;
+        vec products[4][LANES];
+        for (int64_t t = 0; t < LANES; t++) {
+            int64_t slot = tile->slots[start + (t < some ? t : 0)]; /* past the end: the first, unused */
+            const void *key = element(dtype, p->cache, slot * width + kv_head * size);
+            vec sums[4] = {};
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors; v++) {
+                vec k = load_some(dtype, key, v * LANES, size);
+#pragma GCC unroll 4
+                for (int g = 0; g < heads; g++)
+                    sums[g] += k * load(DTYPE_FLOAT32, query, g * padded + v * LANES);
+            }
+#pragma GCC unroll 4
+            for (int g = 0; g < heads; g++) products[g][t] = sums[g];
+        }
+#pragma GCC unroll 4
+        for (int g = 0; g < heads; g++) store(DTYPE_FLOAT32, scores[g], start, sum_rows(products[g]));
+    }
+}
+
+/* values[g] = values[g] * scales[g] + sum over t of weights[g][t] * value[t], for `heads` query heads. */
+INLINE void tile_values(int dtype, int vectors, int aligned, int heads, const PagedDecode *p, const Tile *tile,
+                        int64_t kv_head, const float (*weights)[TILE], const float *scales, float *values) {
+    int64_t padded = (int64_t)vectors * LANES, size = aligned ? padded : p->head_size;
+    int64_t width = 2 * p->num_kv_heads * size;
+    vec sums[4][MAX_VECTORS];
+#pragma GCC unroll 4
+    for (int g = 0; g < heads; g++)
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++)
+            sums[g][v] = load(DTYPE_FLOAT32, values, g * padded + v * LANES) * scales[g];
+    for (int64_t t = 0; t < tile->count; t++) {
+        int64_t at = tile->slots[t] * width + (p->num_kv_heads + kv_head) * size;
+        const void *value = element(dtype, p->cache, at);
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++) {
+            vec x = load_some(dtype, value, v * LANES, size);
+#pragma GCC unroll 4
+            for (int g = 0; g < heads; g++) sums[g][v] += x * weights[g][t];
+        }
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < heads; g++)
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++)
+            store(DTYPE_FLOAT32, values, g * padded + v * LANES, sums[g][v]);
+}
+
+#define SCORES(heads) tile_scores(dtype, vectors, aligned, heads, p, query + g * padded, tile, kv_head, scores + g)
+
+INLINE void all_scores(int dtype, int vectors, int aligned, int step, const PagedDecode *p, const Tile *tile, int64_t kv_head,
+                       int64_t group, const float *query, float (*scores)[TILE]) {
+    int64_t padded = (int64_t)vectors * LANES, g = 0;
+    for (; g + step <= group; g += step) SCORES(step);
+    if (step > 2 && group - g == 3) SCORES(3);
+    else if (step > 2 && group - g == 2) SCORES(2);
+    else
+        for (; g < group; g++) SCORES(1);
+}
+
+#define VALUES(heads) \
+    tile_values(dtype, vectors, aligned, heads, p, tile, kv_head, weights + g, scales + g, values + g * padded)
+
+INLINE void all_values(int dtype, int vectors, int aligned, int step, const PagedDecode *p, const Tile *tile, int64_t kv_head,
+                       int64_t group, const float (*weights)[TILE], const float *scales, float *values) {
+    int64_t padded = (int64_t)vectors * LANES, g = 0;
+    for (; g + step <= group; g += step) VALUES(step);
+    if (step > 2 && group - g == 3) VALUES(3);
+    else if (step > 2 && group - g == 2) VALUES(2);
+    else
+        for (; g < group; g++) VALUES(1);
+}
+
+/* Scale, bias and cap the scores of one head; then weights = e^(score - largest). Returns the new largest. */
+INLINE float tile_weights(const PagedDecode *p, const Tile *tile, int64_t position, int64_t head, float *scores,
+                          float largest, float *total, float *scale) {
+    vec highest = splat(largest);
+    for (int64_t start = 0; start < tile->count; start += LANES) {
+        vec x = load(DTYPE_FLOAT32, scores, start) * p->scale;
+        if (p->logit_cap > 0)
+            for (int lane = 0; lane < LANES; lane++) x[lane] = p->logit_cap * tanhf(x[lane] / p->logit_cap);
+        if (p->slopes)
+            for (int lane = 0; lane < LANES; lane++)
+                x[lane] += p->slopes[head] * (float)(position + start + lane - tile->last_position);
+        for (int64_t lane = tile->count - start; lane < LANES; lane++) x[lane] = -INFINITY;
+        highest = maximum(x, highest);
+        store(DTYPE_FLOAT32, scores, start, x);
+    }
+    float new_largest = max_lanes(highest);
+    vec sum = {};
+    for (int64_t start = 0; start < tile->count; start += LANES) {
+        vec weights = exponential(load(DTYPE_FLOAT32, scores, start) - new_largest);
+        sum += weights;
+        store(DTYPE_FLOAT32, scores, start, weights);
+    }
+    *scale = largest == -INFINITY ? 0.0f : expf(largest - new_largest);
+    *total = *total * *scale + sum_lanes(sum);
+    return new_largest;
+}
+
+INLINE int64_t slot_of(const PagedDecode *p, const int32_t *table, int64_t position) {
+    return (int64_t)table[position / p->block_size] * p->block_size + position % p->block_size;
+}
+
+/* Asks for the keys and values of tokens [first, last): their heads are read in strides that no CPU foresees. */
+INLINE void prefetch(const PagedDecode *p, const int32_t *table, int64_t first, int64_t last) {
+    int64_t bytes = 2 * p->num_kv_heads * p->head_size * element_size(p->dtype);
+    for (int64_t position = first; position < last; position++) {
+        const char *token = (const char *)p->cache + slot_of(p, table, position) * bytes;
+        for (int64_t at = 0; at < bytes; at += CACHE_LINE) __builtin_prefetch(token + at, 0, 2);
+    }
+}
+
+/* One task: `values` [H, padded], `totals` and `largest` [H] are its result. */
+INLINE void run_task(int dtype, int vectors, int aligned, int step, const PagedDecode *p, const int32_t *task, float *query,
+                     float *values, float *totals, float *largest) {
+    int64_t row = task[0], first = task[1], last = task[2], size = p->head_size;
+    int64_t padded = (int64_t)vectors * LANES, group = p->num_heads / p->num_kv_heads;
+    const int32_t *table = p->block_tables + row * p->table_stride;
+    Tile tile = {.last_position = p->seq_lens[row] - 1};
+    if (p->window && first < p->seq_lens[row] - p->window) first = p->seq_lens[row] - p->window;
+    for (int64_t head = 0; head < p->num_heads; head++) {
+        const void *from = element(dtype, p->query, row * p->row_stride + head * size);
+        for (int v = 0; v < vectors; v++)
+            store(DTYPE_FLOAT32, query, head * padded + v * LANES, load_some(dtype, from, v * LANES, size));
+        totals[head] = 0;
+        largest[head] = -INFINITY;
+    }
+    memset(values, 0, sizeof(float) * p->num_heads * padded);
+    float scores[group][TILE], scales[group];
+    prefetch(p, table, first, last - first < TILE ? last : first + TILE);
+    for (int64_t position = first; position < last; position += TILE) {
+        tile.count = last - position < TILE ? last - position : TILE;
+        for (int64_t t = 0; t < tile.count; t++) tile.slots[t] = slot_of(p, table, position + t);
+        int64_t next = position + TILE, waiting = last - next < TILE ? last - next : TILE;
+        for (int64_t kv_head = 0; kv_head < p->num_kv_heads; kv_head++) {
+            int64_t head = kv_head * group, heads = p->num_kv_heads;
+            if (waiting > 0) prefetch(p, table, next + waiting * kv_head / heads, next + waiting * (kv_head + 1) / heads);
+            all_scores(dtype, vectors, aligned, step, p, &tile, kv_head, group, query + head * padded, scores);
+            for (int64_t g = 0; g < group; g++)
+                largest[head + g] = tile_weights(p, &tile, position, head + g, scores[g], largest[head + g],
+                                                 &totals[head + g], &scales[g]);
+            all_values(dtype, vectors, aligned, step, p, &tile, kv_head, group, (const float(*)[TILE])scores, scales,
+                       values + head * padded);
+        }
+    }
+}
+
+INLINE void write_row(int dtype, const PagedDecode *p, int64_t row, int64_t head, const float *values,
+                      float total) {
+    int64_t size = p->head_size;
+    void *to = (char *)p->output + (row * p->num_heads + head) * size * element_size(dtype);
+    for (int64_t at = 0; at < size; at += LANES)
+        store_some(dtype, to, at, load_some(DTYPE_FLOAT32, values, at, size) / total, size);
+}
+
+INLINE void finish_task(int dtype, const PagedDecode *p, const int32_t *task, int64_t padded, const float *values,
+                        const float *totals, const float *largest) {
+    for (int64_t head = 0; head < p->num_heads; head++) {
+        if (task[3] < 0) {
+            write_row(dtype, p, task[0], head, values + head * padded, totals[head]);
+            continue;
+        }
+        float *to = p->partials + (task[3] * p->num_heads + head) * (p->head_size + 2);
+        to[0] = largest[head];
+        to[1] = totals[head];
+        memcpy(to + 2, values + head * padded, sizeof(float) * p->head_size);
+    }
+}
+
+INLINE void merge(int dtype, const PagedDecode *p, const int32_t *merged) {
+    int64_t size = p->head_size;
+    float values[MAX_VECTORS * LANES];
+    for (int64_t head = 0; head < p->num_heads; head++) {
+        const float *from = p->partials + (merged[1] * p->num_heads + head) * (size + 2);
+        int64_t next = p->num_heads * (size + 2);
+        float highest = -INFINITY, total = 0;
+        for (int32_t i = 0; i < merged[2]; i++) highest = from[i * next] > highest ? from[i * next] : highest;
+        memset(values, 0, sizeof(float) * size);
+        for (int32_t i = 0; i < merged[2]; i++) {
+            const float *part = from + i * next;
+            if (part[0] == -INFINITY && part[1] == 0) continue; /* all of it lay outside the window */
+            float scale = expf(part[0] - highest);
+            total += part[1] * scale;
+            for (int64_t at = 0; at < size; at++) values[at] += part[2 + at] * scale;
+        }
+        write_row(dtype, p, merged[0], head, values, total);
+    }
+}
+
+#define RUN(dtype, vectors, aligned, step) run_task(dtype, vectors, aligned, step, p, task, query, values, totals, largest)
+
+INLINE void dispatch(int dtype, const PagedDecode *p, const int32_t *task, int vectors, float *query,
+                     float *values, float *totals, float *largest) {
+    if (p->head_size % LANES) RUN(dtype, vectors, 0, 1);
+    else if (vectors == 4) RUN(dtype, 4, 1, 4);
+    else if (vectors == 8) RUN(dtype, 8, 1, 2);
+    else if (vectors == 16) RUN(dtype, 16, 1, 1);
+    else RUN(dtype, vectors, 1, 1);
+    finish_task(dtype, p, task, (int64_t)vectors * LANES, values, totals, largest);
+}
+
+void quire_paged_decode(const PagedDecode *p) {
+    int vectors = (int)((p->head_size + LANES - 1) / LANES);
+    int64_t padded = (int64_t)vectors * LANES, heads = p->num_heads;
+#pragma omp parallel num_threads(p->threads) if (p->threads > 1)
+    {
+        float query[heads * padded], values[heads * padded], totals[heads], largest[heads];
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < p->num_tasks; i++) {
+            const int32_t *task = p->tasks + 4 * i;
+            if (p->dtype == DTYPE_BFLOAT16)
+                dispatch(DTYPE_BFLOAT16, p, task, vectors, query, values, totals, largest);
+            else dispatch(DTYPE_FLOAT32, p, task, vectors, query, values, totals, largest);
+        }
+        if (p->num_merges) {
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t i = 0; i < p->num_merges; i++) {
+                if (p->dtype == DTYPE_BFLOAT16) merge(DTYPE_BFLOAT16, p, p->merges + 3 * i);
+                else merge(DTYPE_FLOAT32, p, p->merges + 3 * i);
+            }
+        }
+    }
+}
+
+/* Writes keys and values [tokens, K, D], with `stride` elements from token to token, to their slots. */
+void quire_write_kv(int dtype, const void *key, const void *value, void *cache, const int64_t *slots,
+                    int64_t tokens, int64_t key_stride, int64_t value_stride, int64_t width) {
+    int64_t bytes = element_size(dtype), size = width * bytes;
+    for (int64_t token = 0; token < tokens; token++) {
+        char *to = (char *)cache + slots[token] * 2 * size;
+        memcpy(to, (const char *)key + token * key_stride * bytes, size);
+        memcpy(to + size, (const char *)value + token * value_stride * bytes, size);
+    }
+}

@@ -1,0 +1,201 @@
+"""The native attention backend: decode rows by the C kernel, longer rows by torch."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quire.api.batch import ForwardBatch
+from quire.api.errors import ShapeError
+from quire.api.protocols import AttentionParams
+from quire.ops.attention_groups import RowGroup, group_rows
+from quire.ops.paged_attention import TorchPagedAttention
+from quire_kernels.native.tensors import C_FLOAT, C_INT, C_LONG, C_POINTER, dtype_code, function
+
+MIN_PIECE = 256
+"""Tokens of the smallest piece that a context is cut into; shorter ones cost more than they balance."""
+PIECES_PER_THREAD = 8
+"""About so many tasks for each thread, so that they end at about the same time."""
+MAX_HEAD_SIZE = 512
+
+Int32Array = NDArray[np.int32]
+
+
+class _PagedDecode(ctypes.Structure):
+    """The arguments of `quire_paged_decode`; see native.c."""
+
+    _fields_ = [
+        *((name, C_POINTER) for name in ("query", "cache", "block_tables", "seq_lens")),
+        *((name, C_POINTER) for name in ("tasks", "merges", "slopes", "partials", "output")),
+        *((name, C_LONG) for name in ("row_stride", "table_stride", "num_tasks", "num_merges")),
+        *((name, C_LONG) for name in ("num_heads", "num_kv_heads", "head_size", "block_size", "window")),
+        *((name, C_FLOAT) for name in ("scale", "logit_cap")),
+        *((name, ctypes.c_int32) for name in ("dtype", "threads")),
+    ]
+
+
+_decode = function("quire_paged_decode", (ctypes.POINTER(_PagedDecode),))
+_write_kv = function(
+    "quire_write_kv",
+    (C_INT, C_POINTER, C_POINTER, C_POINTER, C_POINTER, C_LONG, C_LONG, C_LONG, C_LONG),
+)
+
+
+@dataclass(slots=True, frozen=True)
+class NativeStep:
+    """What `prepare` makes of a batch.
+
+    Attributes:
+        groups: the rows of more than one token.
+        arguments: of the C kernel, the layer's own excepted.
+        tasks, merges: the arrays that `arguments` points to.
+        num_partials: partial results that one layer leaves.
+    """
+
+    groups: list[RowGroup]
+    arguments: _PagedDecode
+    tasks: Int32Array
+    merges: Int32Array
+    num_partials: int
+
+
+class NativePagedAttention(TorchPagedAttention):
+    """Reads the KV blocks of decode rows where they lie, instead of gathering them; see native.c.
+
+    The cache's layout is TorchPagedAttention's, and so is the way of rows of several tokens.
+    A long context is cut into pieces that threads share, so one request uses them all.
+    """
+
+    name = "native-paged"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._partials = torch.empty(0)
+        self._slopes: dict[tuple[float, ...], Tensor] = {}
+
+    def prepare(self, batch: ForwardBatch) -> NativeStep:  # type: ignore[override]  # each backend reads its own
+        """Cut the contexts of decode rows into tasks; group the other rows."""
+        threads = torch.get_num_threads()
+        tasks, merges, num_partials = cut_contexts(batch.context_lens[: batch.num_decode_rows], threads)
+        arguments = _PagedDecode(
+            block_tables=batch.block_tables.data_ptr(),
+            seq_lens=batch.seq_lens.data_ptr(),
+            tasks=tasks.ctypes.data,
+            merges=merges.ctypes.data,
+            table_stride=batch.block_tables.stride(0),
+            num_tasks=len(tasks),
+            num_merges=len(merges),
+            block_size=batch.block_size,
+            threads=threads if len(tasks) > 1 else 1,
+        )
+        groups = group_rows(batch, with_decodes=False).groups
+        return NativeStep(groups, arguments, tasks, merges, num_partials)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        params: AttentionParams,
+        batch: ForwardBatch,
+    ) -> Tensor:
+        """See AttentionBackend.
+
+        Raises:
+            ShapeError: `batch.attention` was not prepared by this backend, or the heads are too large.
+        """
+        step = batch.attention
+        if not isinstance(step, NativeStep):
+            raise ShapeError(f"batch.attention is {type(step).__name__}: set it to prepare(batch) first")
+        if params.head_size > MAX_HEAD_SIZE:
+            raise ShapeError(
+                f"head_size={params.head_size} is more than {MAX_HEAD_SIZE}: use the attention backend torch-paged"
+            )
+        num_tokens, num_heads, head_size = query.shape
+        code, width = dtype_code(query.dtype), params.num_kv_heads * head_size
+        _write_kv(
+            code,
+            key.data_ptr(),
+            value.data_ptr(),
+            kv_cache.data_ptr(),
+            batch.slot_mapping.data_ptr(),
+            num_tokens,
+            key.stride(0),
+            value.stride(0),
+            width,
+        )
+        output = torch.empty((num_tokens, num_heads, head_size), dtype=query.dtype)
+        if batch.num_decode_rows:
+            self._decode(query, kv_cache, params, step, output)
+        if step.groups:
+            cache = kv_cache.view(-1, 2 * width)
+            for group in step.groups:
+                self.attend_group(group, (query, key, value), cache, params, output)
+        return output.view(num_tokens, num_heads * head_size)
+
+    def _decode(
+        self, query: Tensor, kv_cache: Tensor, params: AttentionParams, step: NativeStep, output: Tensor
+    ) -> None:
+        size = step.num_partials * params.num_heads * (params.head_size + 2)
+        if self._partials.numel() < size:
+            self._partials = torch.empty(size)
+        arguments = step.arguments
+        arguments.query = query.data_ptr()
+        arguments.cache = kv_cache.data_ptr()
+        arguments.slopes = self._slopes_of(params)
+        arguments.partials = self._partials.data_ptr()
+        arguments.output = output.data_ptr()
+        arguments.row_stride = query.stride(0)
+        arguments.num_heads = params.num_heads
+        arguments.num_kv_heads = params.num_kv_heads
+        arguments.head_size = params.head_size
+        arguments.window = params.window or 0
+        arguments.scale = params.scale
+        arguments.logit_cap = params.logit_cap or 0.0
+        arguments.dtype = dtype_code(query.dtype)
+        _decode(arguments)
+
+    def _slopes_of(self, params: AttentionParams) -> int | None:
+        if params.alibi_slopes is None:
+            return None
+        if params.alibi_slopes not in self._slopes:
+            self._slopes[params.alibi_slopes] = torch.tensor(params.alibi_slopes, dtype=torch.float32)
+        return self._slopes[params.alibi_slopes].data_ptr()
+
+
+def cut_contexts(context_lens: list[int], threads: int) -> tuple[Int32Array, Int32Array, int]:
+    """Cut contexts into pieces of at most about an equal share of the work.
+
+    Args:
+        context_lens: of the decode rows.
+        threads: that will share them.
+
+    Returns:
+        tasks int32 [N, 4] (row, first token, last token exclusive, index of the partial result or -1
+        where the row is whole), longest first; merges int32 [M, 3] (row, first partial, how many);
+        the number of partial results.
+    """
+    lengths = np.array(context_lens, dtype=np.int64)
+    piece = int(lengths.sum()) // (threads * PIECES_PER_THREAD) + 1
+    piece = max(MIN_PIECE, -(-piece // 64) * 64) if threads > 1 else max(1, int(lengths.max(initial=1)))
+    counts = -(-lengths // piece)
+    rows = np.repeat(np.arange(len(lengths)), counts)
+    starts = np.cumsum(counts) - counts
+    index = np.arange(len(rows)) - starts[rows]
+    is_cut = counts > 1
+    first_partial = np.cumsum(np.where(is_cut, counts, 0)) - np.where(is_cut, counts, 0)
+    size = -(-lengths // np.maximum(counts, 1))  # pieces of a row are equally long
+    first = index * size[rows]
+    last = np.minimum(first + size[rows], lengths[rows])
+    partial = np.where(is_cut[rows], first_partial[rows] + index, -1)
+    tasks = np.stack([rows, first, last, partial], axis=1).astype(np.int32)
+    tasks = np.ascontiguousarray(tasks[np.argsort(first - last, kind="stable")])
+    cut = np.nonzero(is_cut)[0]
+    merges = np.stack([cut, first_partial[cut], counts[cut]], axis=1).astype(np.int32)
+    return tasks, np.ascontiguousarray(merges), int(counts[cut].sum())
