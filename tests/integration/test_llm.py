@@ -365,6 +365,67 @@ def test_an_interrupt_loses_the_step_and_not_the_engine(llm: LLM, monkeypatch: p
     assert _tokens(llm.generate([PROMPT], params, use_tqdm=False)[0]) == expected
 
 
+def _interrupt_points(llm: LLM) -> dict[str, tuple[object, str]]:
+    engine = llm.engine
+    scheduler = engine._scheduler
+    return {
+        "schedule": (scheduler, "schedule"),
+        "update": (scheduler, "update"),
+        "allocate": (scheduler.block_manager, "allocate"),
+        "commit": (scheduler.block_manager, "commit"),
+        "confirm": (scheduler.block_manager, "confirm"),
+        "emit": (engine, "_emit"),
+    }
+
+
+@pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("nth", [1, 2, 5])
+@pytest.mark.parametrize("point", ["schedule", "update", "allocate", "commit", "confirm", "emit"])
+def test_an_interrupt_outside_of_the_model_leaves_a_right_engine(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, point: str, nth: int, is_after: bool
+) -> None:
+    prompts = [PROMPT, PROMPT[:18], PROMPT[5:]]
+    params = SamplingParams(temperature=1.0, seed=5, n=2, max_tokens=6, ignore_eos=True)
+    llm.reset_prefix_cache()
+    expected = [_tokens(output) for output in llm.generate(prompts, params, use_tqdm=False)]
+    owner, name = _interrupt_points(llm)[point]
+    call, calls = getattr(owner, name), []
+
+    def interrupted(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == nth and not is_after:
+            raise KeyboardInterrupt
+        result = call(*args)
+        if len(calls) == nth:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(prompts, params, use_tqdm=False)
+    assert len(calls) == nth
+    scheduler = llm.engine._scheduler
+    scheduler.check_invariants()
+    usage = scheduler.block_manager.usage()
+    assert usage.num_used_blocks == 0
+    is_step_whole = point == "update" and not is_after  # then the step alone is lost
+    assert (usage.num_cached_blocks > 0) == is_step_whole
+    gauges = values(llm.get_metrics(), "gauge")
+    assert (gauges["num_requests_running"], gauges["num_requests_waiting"]) == (0, 0)
+    assert [_tokens(output) for output in llm.generate(prompts, params, use_tqdm=False)] == expected
+    scheduler.check_invariants()
+
+
+def test_a_progress_bar_that_fails_leaves_no_request(llm: LLM) -> None:
+    def broken(**settings: object) -> object:
+        raise ValueError("planted")
+
+    with pytest.raises(ValueError, match="planted"):
+        llm.generate([PROMPT], SamplingParams(max_tokens=2), use_tqdm=broken)
+    assert not llm.engine.has_unfinished
+
+
 def test_a_failing_step_fails_its_requests_and_not_the_engine(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from quire.api.request import Request, SamplingParams
-from quire.kvcache.block_manager import Allocation, BlockManager
+from quire.kvcache.allocation import Allocation
+from quire.kvcache.block_manager import BlockManager
 
 
 class Cache:

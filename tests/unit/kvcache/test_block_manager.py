@@ -263,3 +263,35 @@ def test_wrong_books_are_noticed(make_cache):
         cache.manager.check_invariants()
     with pytest.raises(ConfigError, match="block_size=0"):
         type(cache.manager)(1, 0)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_reset_repairs_what_an_interrupted_call_left(make_cache, monkeypatch, at):
+    cache = make_cache()
+    first = cache.start([1, 2, 3, 4, 5])
+    cache.free(first)
+    start = cache.start([1, 2, 3, 4, 9])
+    manager, taken = cache.manager, []
+    pool = manager._pool
+    take = pool.take
+
+    def interrupted():
+        taken.append(take())
+        if len(taken) == at:
+            raise KeyboardInterrupt
+        return taken[-1]
+
+    monkeypatch.setattr(pool, "take", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.start(list(range(20, 32)))
+    with pytest.raises(KVCacheInvariantError):
+        manager.check_invariants()
+    hits = manager.num_hit_tokens
+    manager.reset()
+    manager.check_invariants()
+    usage = manager.usage()
+    assert (usage.num_blocks, usage.num_used_blocks, usage.num_cached_blocks) == (8, 0, 0)
+    assert manager.num_hit_tokens == hits == 4
+    assert not manager.has_blocks(start) and manager.match_prefix(start).num_tokens == 0
+    again = cache.start(list(range(32)))
+    assert manager.block_ids(again) == list(range(8))

@@ -397,8 +397,8 @@ def test_a_preempted_request_waits_for_its_tokens_in_flight(make_driver):
     driver.step()
     driver.step()
     driver.abort(first)
-    state = driver.scheduler._states[last.request_id]
-    driver.scheduler._preempt(state)
+    state = driver.scheduler._requests.find(last.request_id)
+    driver.scheduler._requests.preempt(state)
     assert state.num_planned == last.num_in_flight == 2
     assert driver.scheduler.schedule().rows == []
     driver.update()

@@ -15,6 +15,10 @@ class SamplingParamsError(QuireError, ValueError):
     """A sampling parameter is out of bounds or contradictory."""
 
 
+class UnknownSamplingParamError(SamplingParamsError, TypeError):
+    """A keyword of SamplingParams that nothing knows; a TypeError, as for any unknown keyword."""
+
+
 class PromptError(QuireError, ValueError):
     """A prompt is empty, too long, malformed, or holds token ids outside the model's logits."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from quire.api.errors import SamplingParamsError
+from quire.api.foreign_fields import takes_foreign_fields
 
 MAX_NUM_CHOICES = 16384
 MAX_STOP_STRINGS = 64
@@ -31,9 +32,12 @@ _INT_BOUNDS: dict[str, tuple[int, int]] = {
 }
 
 
+@takes_foreign_fields
 @dataclass(slots=True)
 class SamplingParams:
     """How the tokens of one request are chosen. Names and meanings are vLLM's.
+
+    Fields of vLLM that this version does not serve are taken at their neutral values and refused at others.
 
     Args:
         n: choices per prompt; they share the prompt's blocks.
@@ -53,10 +57,11 @@ class SamplingParams:
         prompt_logprobs: the same for prompt positions; such a request reads no prefix cache.
         logit_bias: token id to a bias, clamped to [-100, 100], added to the logits.
         detokenize: False leaves the text empty.
-        extra_args: for plugins; core does not read it.
+        extra_args: for plugins; none reads it in this version, so only None or nothing is taken.
 
     Raises:
-        SamplingParamsError: a value is out of bounds or not finite, or two contradict each other.
+        SamplingParamsError: a value is out of bounds or not finite, two contradict each other, or a
+            value is not served; UnknownSamplingParamError (a TypeError too): an unknown keyword.
     """
 
     n: int = 1
@@ -124,6 +129,10 @@ class SamplingParams:
             )
         self._validate_stops()
         self._validate_bias()
+        if self.extra_args:
+            raise SamplingParamsError(
+                f"extra_args={self.extra_args!r} is not served by this version: no plugin reads it; leave it out"
+            )
 
     def _validate_stops(self) -> None:
         for name in ("stop", "stop_token_ids"):

@@ -13,9 +13,10 @@ from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.config import EngineConfig
 from quire.api.errors import CapacityError, ConfigError, QuireError, TokenizerError, UnsupportedModelError
 from quire.api.protocols import ModelConfig, ModelFactory
-from quire.engine.engine import Engine, EngineParts
+from quire.engine.engine import Engine
 from quire.engine.inputs import InputProcessor
 from quire.engine.logs import show_engine_log
+from quire.engine.parts import EngineParts
 from quire.execution.batch_builder import BatchLimits
 from quire.execution.device import detect_device
 from quire.execution.executor import InProcessExecutor
@@ -66,12 +67,12 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     policy = create_policy(config.scheduler.scheduling_policy)
     registrations = host.attention_backends.registrations()
     request = BackendRequest(device, dtype, config.device.attention_backend)
+    op_registrations = [*host.ops.registrations(), *host.op_impls.registrations()]
+    ops = OpTable(op_registrations, device, dtype, resolve_factory)
     settings = BuildSettings(
         dtype=dtype,
         device=device,
-        ops=OpTable(
-            [*host.ops.registrations(), *host.op_impls.registrations()], device, dtype, resolve_factory
-        ),
+        ops=ops,
         attention_backend=choose_attention_backend(registrations, request, resolve_factory),
         max_model_len=max_model_len,
     )
@@ -96,6 +97,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         device.type,
         device.name,
     )
+    logger.info("kernels: attention %s; %s", settings.attention_backend.name, ops.summary())
     logger.info("%s", budget.describe())
     return Engine(
         EngineParts(

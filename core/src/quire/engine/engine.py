@@ -3,55 +3,36 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
-from quire.api.config import EngineConfig
-from quire.api.errors import EngineClosedError, PromptError, StepError, TokenizerError
+from quire.api.errors import EngineClosedError, PromptError, QuireError, StepError, TokenizerError
 from quire.api.outputs import Metric, RequestOutput
-from quire.api.protocols import Executor
 from quire.api.request import FinishReason, Request, SamplingParams
 from quire.api.step import StepPlan
-from quire.engine.inputs import InputProcessor, Prompt
+from quire.engine.inputs import Prompt
 from quire.engine.outputs import RequestTracker
+from quire.engine.parts import EngineParts
 from quire.engine.statistics import EngineStatistics
 from quire.execution.philox import derive_seed
-from quire.execution.runner import RunnerTimes
-from quire.loading.generation_config import GenerationConfig
 from quire.loading.tokenizer import Tokenizer
-from quire.plugins.host import PluginHost
 from quire.scheduling.plan import RequestUpdate
-from quire.scheduling.scheduler import Scheduler
 
 _CHECK_PERIOD_S = 1.0
 
-
-@dataclass(slots=True, frozen=True)
-class EngineParts:
-    """What an engine is made of; `quire.engine.build` puts it together.
-
-    Attributes:
-        eos_token_ids: ids that end any output unless `ignore_eos`.
-        generation: what the model folder recommends.
-        rope_switch_len: requests that may grow past it share no prefix blocks; None: all may share.
-    """
-
-    config: EngineConfig
-    host: PluginHost
-    inputs: InputProcessor
-    scheduler: Scheduler
-    executor: Executor
-    tokenizer: Tokenizer | None
-    eos_token_ids: frozenset[int]
-    chat_template: str | None = None
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-    rope_switch_len: int | None = None
-    runner_times: RunnerTimes = field(default_factory=RunnerTimes)
+logger = logging.getLogger("quire")
 
 
 class Engine:
-    """Owns one model's requests. One caller at a time; `LLM` is its usual front."""
+    """Owns one model's requests. One caller at a time; `LLM` is its usual front.
+
+    An exception, Ctrl-C included, leaves it usable: where the books may be half changed, all requests are
+    ended and all blocks freed. (Not repaired: a second Ctrl-C within that repair.)
+    """
 
     def __init__(self, parts: EngineParts) -> None:
         self._parts = parts
@@ -102,10 +83,8 @@ class Engine:
             raise PromptError(f"request id {name!r} is in use: give each request its own")
         children = self._make_children(name, processed.token_ids, params, priority, salt)
         tracker = RequestTracker(name, processed.text, children, self._parts.tokenizer)
-        self._add_children(children)
+        self._add(tracker)
         self._num_requests += 1
-        self._trackers[name] = tracker
-        self._owner.update((child.request_id, tracker) for child in children)
         self._statistics.add_prompt(len(processed.token_ids))
         return name
 
@@ -116,28 +95,17 @@ class Engine:
             Ids of the requests that got tokens or ended.
         """
         self._check_open()
+        plan = None
         begin = time.perf_counter()
-        plan = self._scheduler.schedule()
-        if not plan.rows:
-            return []
-        planned_at = time.perf_counter()
         try:
-            result = self._executor.submit(plan).result()
-            executed_at = time.perf_counter()
-            updates = self._scheduler.update(plan, result)
-        except Exception as error:  # the boundary between a step and the engine
-            executed_at = time.perf_counter()
-            updates = self._fail(plan, error)
-        except BaseException as error:  # Ctrl-C: the step is lost, the engine is not
-            self._emit(self._fail(plan, error))
-            raise
-        updated_at = time.perf_counter()
-        changed = self._emit(updates)
-        manager = self._scheduler.block_manager
-        self._statistics.add_step(plan, manager.usage(), manager.block_size)
-        self._statistics.add_times(
-            planned_at - begin, updated_at - executed_at, time.perf_counter() - updated_at
-        )
+            plan = self._scheduler.schedule()
+            if not plan.rows:
+                return []
+            changed = self._run(plan, time.perf_counter() - begin)
+        except BaseException as error:
+            changed = self._recover(plan, error)
+            if not isinstance(error, Exception):
+                raise
         self._check_when_idle()
         return changed
 
@@ -160,9 +128,10 @@ class Engine:
         tracker = self._trackers.get(request_id)
         if tracker is None or request_id in self._finished:
             return
-        for child in tracker.requests:
-            self._scheduler.finish(child.request_id, FinishReason.ABORT)
-            tracker.end(child)
+        with self._resetting():
+            for child in tracker.requests:
+                self._scheduler.finish(child.request_id, FinishReason.ABORT)
+                tracker.end(child)
         self._statistics.add_finished(FinishReason.ABORT.value)
         self._finished.add(request_id)
 
@@ -192,7 +161,8 @@ class Engine:
 
     def reset_prefix_cache(self) -> None:
         """Forget cached prefixes that nothing uses."""
-        self._scheduler.block_manager.reset_prefix_cache()
+        with self._resetting():
+            self._scheduler.block_manager.reset_prefix_cache()
 
     def close(self) -> None:
         """End all requests and free the model; idempotent."""
@@ -244,22 +214,72 @@ class Engine:
             )
         return children
 
-    def _add_children(self, children: list[Request]) -> None:
+    def _add(self, tracker: RequestTracker) -> None:
+        """Queue all choices of a request, or none."""
         added: list[Request] = []
         try:
-            for child in children:
+            for child in tracker.requests:
                 self._scheduler.add(child)
                 added.append(child)
-        except BaseException:
+            self._trackers[tracker.request_id] = tracker
+            self._owner.update((child.request_id, tracker) for child in added)
+        except QuireError:  # refused
             for child in added:
                 self._scheduler.finish(child.request_id, FinishReason.ABORT)
             raise
+        except BaseException as error:
+            self._reset(error)
+            raise
 
-    def _fail(self, plan: StepPlan, error: BaseException) -> list[RequestUpdate]:
-        """End the requests of a step that could not be run or taken in."""
+    def _run(self, plan: StepPlan, schedule_s: float) -> list[str]:
+        """Execute a plan, take its result in and hand it out; the ids of changed requests."""
+        result = self._executor.submit(plan).result()
+        executed_at = time.perf_counter()
+        updates = self._scheduler.update(plan, result)
+        updated_at = time.perf_counter()
+        changed = self._emit(updates)
+        manager = self._scheduler.block_manager
+        self._statistics.add_step(plan, manager.usage(), manager.block_size)
+        self._statistics.add_times(schedule_s, updated_at - executed_at, time.perf_counter() - updated_at)
+        return changed
+
+    def _recover(self, plan: StepPlan | None, error: BaseException) -> list[str]:
+        """After an exception in a step: end its requests, or all where more than the step is lost."""
+        if plan is None or not self._scheduler.is_in_flight(plan):
+            return self._reset(error)
         failure = StepError(f"step {plan.step_id} failed: {type(error).__name__}: {error}")
         failure.__cause__ = error
-        return self._scheduler.fail(plan, failure)
+        with self._resetting():
+            return self._emit(self._scheduler.fail(plan, failure))
+
+    @contextmanager
+    def _resetting(self) -> Iterator[None]:
+        """What interrupts a change of the books in here ends all requests, and is raised on."""
+        try:
+            yield
+        except BaseException as error:
+            self._reset(error)
+            raise
+
+    def _reset(self, error: BaseException) -> list[str]:
+        """End all requests and free all blocks, since the books may be half changed; the requests' ids."""
+        failure = StepError(f"the engine had to end all requests: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        is_failure = isinstance(error, Exception)
+        reason = FinishReason.ERROR if is_failure else FinishReason.ABORT
+        logger.log(
+            logging.ERROR if is_failure else logging.WARNING,
+            "%s; the prefix cache is dropped",
+            failure,
+            exc_info=error if is_failure else None,
+        )
+        self._scheduler.reset(reason, failure)
+        for request_id, tracker in self._trackers.items():
+            if request_id not in self._finished:
+                tracker.cut(reason, failure)
+                self._finished.add(request_id)
+                self._statistics.add_finished(tracker.finish_reason)
+        return list(self._trackers)
 
     def _emit(self, updates: list[RequestUpdate]) -> list[str]:
         changed: dict[str, None] = {}

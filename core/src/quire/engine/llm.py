@@ -214,8 +214,9 @@ class LLM:
     def _run(self, ids: Sequence[str], use_tqdm: ProgressBar) -> list[RequestOutput]:
         done: dict[str, RequestOutput] = {}
         remaining = set(ids)
-        bar = _progress_bar(use_tqdm, len(ids))
+        bar = None
         try:
+            bar = _progress_bar(use_tqdm, len(ids))
             num_tokens = 0
             while len(done) < len(ids):
                 for request_id in self.engine.step():

@@ -148,6 +148,11 @@ class ChoiceTracker:
         self.finish_reason = FinishReason.STOP.value if stop is not None else reason.value
         self._stop_reason = stop if stop is not None else self.request.stop_reason
 
+    def cut(self, reason: FinishReason) -> None:
+        """End the choice as it is, without the text held back; after an interrupted `add` too. Idempotent."""
+        if self.finish_reason is None:
+            self.finish_reason = reason.value
+
     def output(self, pieces: PieceDecoder) -> CompletionOutput:
         """The choice as of now."""
         wants_logprobs = self.request.params.logprobs is not None
@@ -202,6 +207,7 @@ class RequestTracker:
         self._choices = [ChoiceTracker(i, request, tokenizer) for i, request in enumerate(requests)]
         self._by_id = {choice.request.request_id: choice for choice in self._choices}
         self._prompt_logprobs: list[PositionLogprobs | None] = [None]
+        self._error: Exception | None = None
 
     @property
     def requests(self) -> list[Request]:
@@ -238,6 +244,14 @@ class RequestTracker:
         self._by_id[request.request_id].end()
         self._note_end()
 
+    def cut(self, reason: FinishReason, error: Exception) -> None:
+        """End all choices as they are; the error is shown unless they had all ended before."""
+        if not self.is_finished:
+            self._error = error
+        for choice in self._choices:
+            choice.cut(reason)
+        self._note_end()
+
     def output(self) -> RequestOutput:
         """The cumulative output of now; the caller owns it, nothing of it changes later."""
         first = self._choices[0].request
@@ -254,7 +268,7 @@ class RequestTracker:
             prompt_logprobs=list(self._prompt_logprobs) if wants_prompt_logprobs else None,
             num_cached_tokens=first.num_cached_tokens,
             metrics=replace(self.metrics),
-            error=errors[0] if errors else None,
+            error=errors[0] if errors else self._error,
             metadata=self._metadata,
         )
 

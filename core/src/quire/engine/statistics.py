@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from quire.api.outputs import Metric
 from quire.api.step import StepPlan
 from quire.execution.runner import RunnerTimes
-from quire.kvcache.block_manager import KVCacheUsage
+from quire.kvcache.allocation import KVCacheUsage
 from quire.scheduling.plan import SchedulerStats
 
 PREFIX = "quire:"

@@ -4,53 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from quire.api.errors import ConfigError, KVCacheInvariantError
 from quire.api.request import Request
+from quire.kvcache.allocation import Allocation, KVCacheUsage, PrefixMatch
 from quire.kvcache.block_pool import Block, BlockPool
 from quire.kvcache.block_table import BlockTable
+from quire.kvcache.digests import DigestChains
 from quire.kvcache.prefix_cache import PrefixCache
-
-
-@dataclass(slots=True, frozen=True)
-class PrefixMatch:
-    """Cached blocks that hold a request's first `num_tokens` tokens. Valid until the next change."""
-
-    blocks: tuple[Block, ...] = ()
-    num_tokens: int = 0
-
-
-@dataclass(slots=True, frozen=True)
-class Allocation:
-    """What an allocation changed.
-
-    Attributes:
-        first_index: where in the block table `block_ids` begin.
-        block_ids: the table from there to its end; empty when nothing changed.
-        copies: (source, destination) block ids to copy before anything is written.
-    """
-
-    first_index: int = 0
-    block_ids: tuple[int, ...] = ()
-    copies: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(slots=True, frozen=True)
-class KVCacheUsage:
-    """Figures of a moment; the token counters only grow.
-
-    Attributes:
-        num_wasted_slots: slots that tables hold and no token uses (tails and lookahead).
-    """
-
-    num_blocks: int
-    num_used_blocks: int
-    num_cached_free_blocks: int
-    num_cached_blocks: int
-    num_wasted_slots: int
-    num_query_tokens: int
-    num_hit_tokens: int
 
 
 class BlockManager:
@@ -60,7 +21,7 @@ class BlockManager:
     shared block replaces it in the writer's table by a copy. A failed call changes nothing.
 
     Args:
-        fingerprint: part of every digest, see `PrefixCache`.
+        fingerprint: part of every digest, see `DigestChains`.
     """
 
     def __init__(
@@ -71,9 +32,9 @@ class BlockManager:
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self._pool = BlockPool(num_blocks)
-        self._cache = PrefixCache(block_size, fingerprint)
+        self._cache = PrefixCache()
+        self._chains = DigestChains(block_size, fingerprint)
         self._tables: dict[Request, BlockTable] = {}
-        self._digests: dict[Request, list[bytes]] = {}
         self._unchanged = Allocation()
         self._no_match = PrefixMatch()
         self.num_query_tokens = 0
@@ -109,7 +70,7 @@ class BlockManager:
             return self._no_match
         blocks: list[Block] = []
         for index in range((request.num_tokens - 1) // self.block_size):
-            block = self._cache.find(self._digest(request, index))
+            block = self._cache.find(self._chains.digest(request, index))
             if block is None:
                 break
             blocks.append(block)
@@ -179,7 +140,7 @@ class BlockManager:
         num_full = num_shared_tokens // self.block_size
         digests = table.digests[:num_full]
         if self.enable_prefix_caching:
-            self._digests[child] = digests
+            self._chains.adopt(child, digests)
         self._tables[child] = BlockTable(
             shared, digests, len(shared), min(table.num_committed_blocks, num_full), num_shared_tokens
         )
@@ -196,7 +157,7 @@ class BlockManager:
         entered = []
         for index in range(table.num_committed_blocks, num_known // self.block_size):
             block = table.blocks[index]
-            digest = self._digest(request, index)
+            digest = self._chains.digest(request, index)
             if block.digest is None and self._cache.enter(digest, block, request):
                 entered.append(digest)
             table.num_committed_blocks = index + 1
@@ -216,7 +177,7 @@ class BlockManager:
             for block in reversed(table.blocks):
                 self._pool.release(block)
         if request.is_finished:
-            self._digests.pop(request, None)
+            self._chains.forget(request)
 
     def truncate(self, request: Request, num_tokens: int) -> None:
         """Keep the first tokens only (a rollback of unverified ones); frees the blocks after them."""
@@ -260,6 +221,16 @@ class BlockManager:
             self._unlist(block)
         return len(blocks)
 
+    def reset(self) -> None:
+        """Start over after an interrupted call, whatever state it left: all blocks are free, nothing is cached.
+
+        Every block table, match and allocation handed out before is void; the counters stay.
+        """
+        self._pool = BlockPool(self._pool.num_blocks)
+        self._cache = PrefixCache()
+        self._chains.clear()
+        self._tables.clear()
+
     def usage(self) -> KVCacheUsage:
         """Figures of now. O(number of requests with blocks)."""
         tables = self._tables.values()
@@ -284,14 +255,7 @@ class BlockManager:
         counts: Counter[int] = Counter()
         for request, table in self._tables.items():
             counts.update(table.block_ids)
-            if table.num_tokens > len(table.blocks) * self.block_size:
-                raise KVCacheInvariantError(f"the table of {request.request_id!r} is shorter than its tokens")
-            committed = table.blocks[: table.num_committed_blocks]
-            for block, digest in zip(committed, table.digests, strict=False):
-                if block.digest not in (None, digest):
-                    raise KVCacheInvariantError(
-                        f"block {block.block_id} of {request.request_id!r} is listed with other content"
-                    )
+            table.check_invariants(self.block_size, request.request_id)
         for block in self._pool.blocks:
             if block.ref_count != counts[block.block_id]:
                 raise KVCacheInvariantError(
@@ -305,7 +269,7 @@ class BlockManager:
         num_tokens = match.num_tokens + num_new_tokens
         if self.num_blocks_needed(num_tokens + num_lookahead, match) > self._pool.num_free:
             return None
-        digests = self._digests.setdefault(request, []) if self.enable_prefix_caching else []
+        digests = self._chains.of(request) if self.enable_prefix_caching else []
         for block, digest in zip(match.blocks, digests, strict=False):
             if block.digest != digest:
                 raise KVCacheInvariantError(f"a stale prefix match was used for {request.request_id!r}")
@@ -343,15 +307,3 @@ class BlockManager:
     def _unlist(self, block: Block) -> None:
         self._cache.remove(block)
         self._pool.drop_digest(block)
-
-    def _digest(self, request: Request, index: int) -> bytes:
-        digests = self._digests.get(request)
-        if digests is None:
-            digests = self._digests[request] = []
-        size = self.block_size
-        while len(digests) <= index:
-            position = len(digests)
-            parent = digests[-1] if digests else self._cache.root_digest(request.salt)
-            token_ids = request.token_ids(position * size, (position + 1) * size)
-            digests.append(self._cache.child_digest(parent, token_ids))
-        return digests[index]

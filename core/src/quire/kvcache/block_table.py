@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from quire.api.errors import KVCacheInvariantError
 from quire.kvcache.block_pool import Block
 
 
@@ -34,3 +35,13 @@ class BlockTable:
     def has_exclusive_block(self) -> bool:
         """Whether freeing the table frees a block; looks at the tail first, so mostly O(1)."""
         return any(block.ref_count == 1 for block in reversed(self.blocks))
+
+    def check_invariants(self, block_size: int, request_id: str) -> None:
+        """Raise KVCacheInvariantError unless blocks, tokens and digests agree."""
+        if self.num_tokens > len(self.blocks) * block_size:
+            raise KVCacheInvariantError(f"the table of {request_id!r} is shorter than its tokens")
+        for block, digest in zip(self.blocks[: self.num_committed_blocks], self.digests, strict=False):
+            if block.digest not in (None, digest):
+                raise KVCacheInvariantError(
+                    f"block {block.block_id} of {request_id!r} is listed with other content"
+                )

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Collection, Iterable, Sequence
-from hashlib import sha256
+from collections.abc import Collection, Iterable
 
 from quire.api.errors import KVCacheInvariantError
 from quire.kvcache.block_pool import Block
-
-_FORMAT = b"quire-kv-1"
 
 
 class PrefixCache:
     """Digest to block, for full blocks. The first block computed for a digest keeps the entry.
 
-    A digest is sha256 over the parent's digest and the block's token ids (64 bits each). The chain
-    starts at a root made of format, block size, fingerprint and salt, each with its length, so that no
-    two different inputs share an encoding. Digests are never taken from outside.
-
     An entry is provisional from the plan that computes its block until that plan's update: usable at
     once, and dropped again if the owner's row fails.
-
-    Args:
-        fingerprint: whatever else must match for KV to be reusable (model, adapters, plugins).
     """
 
-    def __init__(self, block_size: int, fingerprint: bytes = b"") -> None:
-        self.block_size = block_size
-        self._fingerprint = fingerprint
+    def __init__(self) -> None:
         self._blocks: dict[bytes, Block] = {}
         self._owners: dict[bytes, object] = {}  # of provisional entries
 
@@ -39,22 +26,6 @@ class PrefixCache:
     def num_provisional(self) -> int:
         """Entries whose plan has not been updated yet."""
         return len(self._owners)
-
-    def root_digest(self, salt: str) -> bytes:
-        """The parent of a chain's first block."""
-        salt_bytes = salt.encode("utf-8", "surrogatepass")
-        parts = (_FORMAT, str(self.block_size).encode(), self._fingerprint, salt_bytes)
-        return sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).digest()
-
-    def child_digest(self, parent: bytes, token_ids: Sequence[int]) -> bytes:
-        """The digest of a full block with these tokens after the chain that ends in `parent`.
-
-        Raises:
-            KVCacheInvariantError: the number of tokens is not the block size.
-        """
-        if len(token_ids) != self.block_size:
-            raise KVCacheInvariantError(f"hashed {len(token_ids)} tokens as a block of {self.block_size}")
-        return sha256(parent + array("q", token_ids).tobytes()).digest()
 
     def find(self, digest: bytes) -> Block | None:
         """The block listed under a digest; None when there is none."""

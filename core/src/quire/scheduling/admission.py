@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from quire.api.errors import CapacityError, PromptError
 from quire.api.request import Request
-from quire.kvcache.block_manager import Allocation, BlockManager
+from quire.kvcache.allocation import Allocation
+from quire.kvcache.block_manager import BlockManager
 from quire.scheduling.plan import RequestState, SchedulerLimits
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from quire.api.errors import ConfigError
 from quire.api.request import Request, RequestStatus
 from quire.api.step import BlockTableUpdate, PlanRow, SlotAssignment, StepPlan, TokenLogprobs
-from quire.kvcache.block_manager import Allocation
+from quire.kvcache.allocation import Allocation
 
 
 @dataclass(slots=True, frozen=True)

@@ -1,0 +1,116 @@
+"""Which requests take part in a step, and with how many tokens each."""
+
+from __future__ import annotations
+
+from quire.api.step import PlanRow
+from quire.kvcache.block_manager import BlockManager
+from quire.scheduling.admission import Admission
+from quire.scheduling.plan import PlanBuilder, PlannedRow, RequestState
+from quire.scheduling.tracked import TrackedRequests, slot_of
+
+_MAX_PREEMPTIONS = 8
+
+
+class Planner:
+    """Spends a step's token budget: on running requests first, then on waiting ones, by key.
+
+    Without room for a running request, those after it are preempted for it, in reverse order; a step
+    that preempts admits nobody. A waiting request that does not fit holds back those behind it.
+    """
+
+    def __init__(self, requests: TrackedRequests, block_manager: BlockManager, admission: Admission) -> None:
+        self._requests = requests
+        self._manager = block_manager
+        self._admission = admission
+
+    def fill(self, builder: PlanBuilder) -> None:
+        """Plan the step that the builder begins."""
+        self._requests.release_ready_forks()
+        if self._plan_running(builder):
+            self._admit_waiting(builder)
+
+    def _plan_running(self, builder: PlanBuilder) -> bool:
+        """Plan the running requests; whether there is room for waiting ones beside them."""
+        running, allocate = self._requests.running, self._manager.allocate
+        num_visited = num_preempted = 0
+        while num_visited < len(running) and builder.budget:
+            state = running[num_visited]
+            num_visited += 1
+            request = state.request
+            num_known = request.num_tokens + request.num_in_flight
+            if request.num_in_flight and num_known >= request.max_total_tokens:
+                continue  # the token in flight is its last
+            num_tokens = self._admission.chunk(num_known - request.num_computed_tokens, builder.budget)
+            if num_tokens == 0:
+                continue
+            allocation = allocate(request, num_tokens)
+            while allocation is None:
+                victim = self._choose_victim(num_visited)
+                if victim is None:
+                    return False
+                self._requests.preempt(victim)
+                num_preempted += 1
+                allocation = allocate(request, num_tokens)
+            if allocation.block_ids:
+                builder.change_table(slot_of(request), allocation)
+            self._plan_row(builder, state, num_tokens)
+        return num_preempted == 0
+
+    def _admit_waiting(self, builder: PlanBuilder) -> None:
+        requests = self._requests
+        state = requests.waiting.peek()
+        if state is None or not requests.has_free_slot or not builder.budget:
+            return
+        num_reserved = sum(
+            self._admission.num_reserved_blocks(running.request) for running in requests.running
+        )
+        while state is not None and requests.has_free_slot and builder.budget:
+            if state.num_planned:
+                return  # preempted with a token in flight, which it must know to go on
+            request = state.request
+            leader = requests.leader_of(request)
+            can_fork = leader is not None and _holds_prompt(leader, builder.step_id)
+            parent = leader.request if leader is not None and can_fork else None
+            placement = self._admission.place(state, parent, builder.budget, num_reserved)
+            if placement is None:
+                return
+            slot = requests.start(state)
+            builder.assign(slot, request, self._manager.block_ids(request))
+            builder.block_copies.extend(placement.allocation.copies)
+            self._plan_row(builder, state, placement.num_tokens)
+            num_reserved += self._admission.num_reserved_blocks(request)
+            state = requests.waiting.peek()
+
+    def _plan_row(self, builder: PlanBuilder, state: RequestState, num_tokens: int) -> None:
+        request = state.request
+        start = request.num_computed_tokens
+        end = start + num_tokens
+        is_sampled = end == request.num_tokens + request.num_in_flight
+        row = PlanRow(slot_of(request), start, num_tokens, is_sampled)
+        request.num_computed_tokens = end
+        if is_sampled:
+            request.num_in_flight += 1
+        state.num_planned += 1
+        if state.prompt_step_id is None and end >= request.num_prompt_tokens:
+            self._requests.note_prompt(state, builder.step_id)
+        builder.budget -= num_tokens
+        builder.rows.append(row)
+        builder.planned_rows.append(PlannedRow(state, row, self._manager.commit(request)))
+
+    def _choose_victim(self, num_visited: int) -> RequestState | None:
+        """The last request, not visited in this step, that frees blocks; None when there is none.
+
+        Often preempted ones are spared while there is another.
+        """
+        spared = None
+        for state in reversed(self._requests.running[num_visited:]):
+            if self._manager.frees_blocks(state.request):
+                if state.request.num_preemptions < _MAX_PREEMPTIONS:
+                    return state
+                spared = spared or state
+        return spared
+
+
+def _holds_prompt(leader: RequestState, step_id: int) -> bool:
+    """Whether it runs and its prompt was computed in a step before this one."""
+    return leader.is_running and leader.prompt_step_id is not None and leader.prompt_step_id < step_id

@@ -1,0 +1,118 @@
+"""SamplingParams of a vLLM script: neutral values of foreign fields pass, others are refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from enum import Enum
+
+import pytest
+
+from quire.api.errors import SamplingParamsError, UnknownSamplingParamError
+from quire.api.foreign_fields import FOREIGN_FIELDS
+from quire.api.request import SamplingParams
+
+
+class Kind(Enum):
+    CUMULATIVE = 0
+    DELTA = 1
+
+
+NEUTRAL = [
+    ("allowed_token_ids", []),
+    ("bad_words", []),
+    ("best_of", 1),
+    ("early_stopping", False),
+    ("flat_logprobs", False),
+    ("length_penalty", 1.0),
+    ("logits_processors", []),
+    ("output_kind", 0),
+    ("output_kind", Kind.CUMULATIVE),
+    ("skip_reading_prefix_cache", False),
+    ("stream_interval", 1),
+    ("use_beam_search", False),
+    # Served: here vLLM's default is what Quire does.
+    ("extra_args", None),
+    ("extra_args", {}),
+    ("include_stop_str_in_output", False),
+    ("skip_special_tokens", True),
+    ("spaces_between_special_tokens", True),
+]
+REFUSED = [
+    ("allowed_token_ids", [1]),
+    ("bad_words", ["x"]),
+    ("best_of", 2),
+    ("early_stopping", True),
+    ("extra_args", {"key": 1}),
+    ("flat_logprobs", True),
+    ("guided_decoding", {"json": {}}),
+    ("length_penalty", 0.5),
+    ("logits_processors", [print]),
+    ("logprob_token_ids", [1]),
+    ("output_kind", Kind.DELTA),
+    ("output_kind", 1),
+    ("repetition_detection", {"max_pattern_size": 2}),
+    ("skip_clone", True),
+    ("skip_reading_prefix_cache", True),
+    ("stream_interval", 4),
+    ("structured_outputs", {"regex": "a"}),
+    ("thinking_token_budget", 0),
+    ("truncate_prompt_tokens", -1),
+    ("use_beam_search", True),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), [*((name, None) for name in FOREIGN_FIELDS), *NEUTRAL])
+def test_a_neutral_value_changes_nothing(name: str, value: object) -> None:
+    plain, found = SamplingParams(max_tokens=3), SamplingParams(max_tokens=3, **{name: value})  # type: ignore[arg-type]
+    found.extra_args = plain.extra_args
+    assert found == plain
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED)
+def test_any_other_value_is_refused_with_name_value_and_remedy(name: str, value: object) -> None:
+    with pytest.raises(SamplingParamsError) as caught:
+        SamplingParams(**{name: value})  # type: ignore[arg-type]
+    text = str(caught.value)
+    assert text.startswith(f"{name}={value!r} is not served by this version: ")
+    assert len(text.split(": ", 1)[1]) > 10
+
+
+def test_every_foreign_field_is_refused_at_some_value_and_is_no_field_of_ours() -> None:
+    assert {name for name, _ in REFUSED} == {*FOREIGN_FIELDS, "extra_args"}
+    assert not FOREIGN_FIELDS.keys() & {field.name for field in dataclasses.fields(SamplingParams)}
+
+
+def test_best_of_as_many_as_n_is_plain_sampling() -> None:
+    assert SamplingParams(n=3, best_of=3) == SamplingParams(n=3)  # type: ignore[call-arg]
+    with pytest.raises(SamplingParamsError, match="best_of=4"):
+        SamplingParams(n=3, best_of=4)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("temprature", "temperature"), ("max_token", "max_tokens"), ("bad_word", "bad_words")],
+)
+@pytest.mark.parametrize("kind", [UnknownSamplingParamError, SamplingParamsError, TypeError])
+def test_an_unknown_name_is_an_error_that_names_the_nearest(
+    name: str, nearest: str, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind, match=f"unknown sampling parameter '{name}'; did you mean '{nearest}'"):
+        SamplingParams(**{name: None})  # type: ignore[arg-type]
+
+
+def test_a_name_like_no_other_gets_the_list() -> None:
+    with pytest.raises(UnknownSamplingParamError, match="valid are detokenize, .*, top_p"):
+        SamplingParams(qqq=1)  # type: ignore[call-arg]
+
+
+def test_bounds_are_checked_beside_foreign_fields() -> None:
+    with pytest.raises(SamplingParamsError, match="top_p"):
+        SamplingParams(top_p=2.0, bad_words=None)  # type: ignore[call-arg]
+    with pytest.raises(SamplingParamsError, match="temperature"):
+        dataclasses.replace(SamplingParams(), temperature=float("nan"))
+
+
+def test_the_signature_is_that_of_the_fields() -> None:
+    names = [field.name for field in dataclasses.fields(SamplingParams)]
+    assert list(inspect.signature(SamplingParams).parameters) == names

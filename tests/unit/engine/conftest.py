@@ -1,0 +1,126 @@
+"""An engine whose model is a function of the tokens so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from quire.api.config import EngineConfig
+from quire.api.request import SamplingParams
+from quire.api.step import RowResult, StepPlan, StepResult
+from quire.engine.engine import Engine
+from quire.engine.inputs import InputProcessor
+from quire.engine.parts import EngineParts
+from quire.execution.executor import InProcessExecutor
+from quire.kvcache.block_manager import BlockManager
+from quire.plugins.host import PluginHost
+from quire.scheduling.plan import SchedulerLimits
+from quire.scheduling.policies import create_policy
+from quire.scheduling.scheduler import Scheduler
+
+VOCAB = 26
+EOS = 0
+
+
+class Letters:
+    """Token 0 is EOS, token 1 is "b" and so on."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [ord(char) - 97 for char in text]
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        return "".join(chr(97 + token_id) for token_id in token_ids)
+
+
+def next_token(token_ids: list[int]) -> int:
+    return hash(tuple(token_ids)) % (VOCAB - 1) + 1
+
+
+class HashRunner:
+    """Samples a hash of all tokens so far. Plans come in order, and rows where the last one ended."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.slots: dict[int, list[int]] = {}
+        self.tables: dict[int, list[int]] = {}
+        self.is_closed = False
+
+    def run(self, plan: StepPlan) -> StepResult:
+        for assignment in plan.assignments:
+            self.slots[assignment.slot] = list(assignment.token_ids)
+            self.tables[assignment.slot] = []
+        for update in plan.table_updates:
+            self.tables[update.slot][update.first_index :] = update.block_ids
+        results = []
+        for row in plan.rows:
+            token_ids = self.slots[row.slot]
+            end = row.start + row.num_tokens
+            assert end <= len(token_ids) and row.is_sampled == (end == len(token_ids))
+            assert end <= len(self.tables[row.slot]) * self.block_size
+            sampled = [next_token(token_ids)] if row.is_sampled else []
+            token_ids += sampled
+            results.append(RowResult(row.slot, sampled))
+        return StepResult(plan.step_id, results)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def build(
+    num_blocks: int = 24,
+    *,
+    max_model_len: int = 32,
+    budget: int = 12,
+    policy: str = "fcfs",
+    has_text: bool = True,
+) -> Engine:
+    manager = BlockManager(num_blocks, 4)
+    limits = SchedulerLimits(4, budget, max_model_len)
+    tokenizer = Letters() if has_text else None
+    return Engine(
+        EngineParts(
+            config=EngineConfig(),
+            host=PluginHost(),
+            inputs=InputProcessor(VOCAB, max_model_len, tokenizer),
+            scheduler=Scheduler(limits, manager, create_policy(policy)),
+            executor=InProcessExecutor(HashRunner(4)),
+            tokenizer=tokenizer,  # type: ignore[arg-type]
+            eos_token_ids=frozenset([EOS]),
+        )
+    )
+
+
+def expected(prompt: list[int], max_tokens: int) -> list[int]:
+    token_ids = list(prompt)
+    for _ in range(max_tokens):
+        token_ids.append(next_token(token_ids))
+    return token_ids[len(prompt) :]
+
+
+def run_all(engine: Engine) -> None:
+    for _ in range(200):
+        if not engine.has_unfinished:
+            return
+        engine.step()
+    raise AssertionError("not done after 200 steps")
+
+
+@pytest.fixture(scope="session")
+def make_engine() -> Callable[..., Engine]:
+    return build
+
+
+@pytest.fixture(scope="session")
+def expected_tokens() -> Callable[[list[int], int], list[int]]:
+    return expected
+
+
+@pytest.fixture(scope="session")
+def finish_all() -> Callable[[Engine], None]:
+    return run_all
+
+
+@pytest.fixture
+def greedy() -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=5)
