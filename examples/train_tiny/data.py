@@ -9,8 +9,10 @@ from random import Random
 from example import Example, Turn
 from phrasing import forms
 from skills_chat import greet, memory, plain
+from skills_copy import short_edit, short_repeat
 from skills_facts import arithmetic, capital, drill, json_answer
 from skills_late import loose_edit, loose_repeat, one_token_words
+from skills_more import capital_more, count_more, greet_more, json_drill, json_more
 from skills_text import edit, repeat
 from skills_words import count, length, reverse, spell
 
@@ -73,13 +75,44 @@ THIRD = {
     "loose_repeat": 16,
     "loose_edit": 36,
 }
-STAGES: tuple[dict[str, float], ...] = (WEIGHTS, SECOND, {**THIRD, "one_token": 8})
+FOURTH: dict[str, float] = dict(
+    greet=3,
+    arithmetic=16,
+    capital=4,
+    spell=4,
+    reverse=10,
+    count=8,
+    repeat=5,
+    edit=12,
+    json=7,
+    memory=5,
+    plain=1,
+    drill=6,
+    loose_repeat=5,
+    loose_edit=8,
+    one_token=5,
+    short_repeat=12,
+    short_edit=64,
+    json_drill=10,
+    json_more=12,
+    capital_more=8,
+    greet_more=6,
+    count_more=5,
+)
+STAGES: tuple[dict[str, float], ...] = (WEIGHTS, SECOND, {**THIRD, "one_token": 8}, FOURTH)
 TRAINING_ONLY: dict[str, Callable[[Random], Example]] = {
     "plain": plain,
     "drill": drill,
     "loose_repeat": loose_repeat,
     "loose_edit": loose_edit,
     "one_token": one_token_words,
+    "short_repeat": short_repeat,
+    "short_edit": short_edit,
+    "json_drill": json_drill,
+    "json_more": json_more,
+    "capital_more": capital_more,
+    "greet_more": greet_more,
+    "count_more": count_more,
 }
 
 

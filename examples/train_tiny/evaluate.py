@@ -110,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--number", type=int, default=200, help="examples per skill and column")
     parser.add_argument("--skills", nargs="+", choices=tuple(SKILLS), default=tuple(SKILLS))
     parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--seed", type=int, default=20261121)
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print per skill and column")
     return parser.parse_args()
 

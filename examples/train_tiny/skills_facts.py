@@ -167,7 +167,8 @@ JSON_PERSON = Phrasings(
 )
 
 
-def _operands(rng: Random, evaluation: bool) -> tuple[int, int]:
+def operands(rng: Random, evaluation: bool) -> tuple[int, int]:
+    """Draws two numbers from the wanted side of the split."""
     while True:
         low = 0 if rng.random() < 0.5 else 10
         first, second = rng.randint(low, 99), rng.randint(low, 99)
@@ -177,7 +178,7 @@ def _operands(rng: Random, evaluation: bool) -> tuple[int, int]:
 
 def arithmetic(rng: Random, evaluation: bool, unseen: bool) -> Example:
     """A sum or a difference of two numbers below one hundred."""
-    first, second = _operands(rng, evaluation)
+    first, second = operands(rng, evaluation)
     if rng.random() < 0.45:
         user = phrase(rng, ADD, unseen, a=first, b=second)
         return single("arithmetic", user, f"{first} + {second} = {first + second}")
@@ -210,7 +211,8 @@ def capital(rng: Random, evaluation: bool, unseen: bool) -> Example:
     return single("capital", user, f"The capital of {country} is {CAPITALS[country]}.")
 
 
-def _person(rng: Random, evaluation: bool) -> tuple[str, dict[str, object]]:
+def person(rng: Random, evaluation: bool) -> tuple[str, dict[str, object]]:
+    """Draws a sentence about a person, and its facts."""
     name, age, city = some_name(rng, evaluation), rng.randint(5, 99), rng.choice(tuple(CAPITALS.values()))
     facts: dict[str, object] = {"name": name, "age": age}
     if rng.random() < 0.5:
@@ -245,10 +247,10 @@ def json_answer(rng: Random, evaluation: bool, unseen: bool) -> Example:
         facts: dict[str, object] = {"country": country, "capital": CAPITALS[country]}
         user = phrase(rng, JSON_CAPITAL, unseen, c=_typed(rng, country))
     elif kind < 0.55:
-        first, second = _operands(rng, evaluation)
+        first, second = operands(rng, evaluation)
         facts = {"a": first, "b": second, "sum": first + second}
         user = phrase(rng, JSON_SUM, unseen, a=first, b=second)
     else:
-        sentence, facts = _person(rng, evaluation)
+        sentence, facts = person(rng, evaluation)
         user = phrase(rng, JSON_PERSON, unseen, s=sentence)
     return single("json", user, json.dumps(facts))

@@ -1,4 +1,4 @@
-"""Requests for the last stage of the training: copies of arbitrary words, and the words that are one token."""
+"""Requests for the third stage of the training: copies of arbitrary words, and the words that are one token."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ UPPER_MORE = Phrasings(
 )
 
 
-def _token(rng: Random, names: tuple[str, str]) -> str:
+def loose_word(rng: Random, names: tuple[str, str]) -> str:
+    """Draws an arbitrary word, name or number."""
     kind = rng.random()
     if kind < 0.45:
         return rng.choice((FILLERS, COMMON)[rng.random() < 0.4])
@@ -81,7 +82,7 @@ def _token(rng: Random, names: tuple[str, str]) -> str:
 
 def _salad(rng: Random, names: tuple[str, str]) -> str:
     """Coins a sentence of arbitrary words, so that copying cannot lean on known sentences."""
-    words = [_token(rng, names) for _ in range(rng.randint(3, 13))]
+    words = [loose_word(rng, names) for _ in range(rng.randint(3, 13))]
     words = [word + "," if rng.random() < 0.07 else word for word in words]
     text = " ".join(words).rstrip(",")
     if rng.random() < 0.08:

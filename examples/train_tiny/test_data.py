@@ -10,8 +10,13 @@ from random import Random
 sys.path.insert(0, str(Path(__file__).parent))
 
 from data import SKILLS, STAGES, draw, training_example
+from greetings import GREETINGS
 from lexicon import CAPITALS, COLOURS, COMMON, WORDS, held_out, pair_held_out
+from skills_chat import ASK_NAME, INTRODUCE
+from skills_facts import ADD, CAPITAL, COUNTRY, JSON_CAPITAL, JSON_PERSON, JSON_SUM, SUBTRACT
 from skills_late import FILLERS
+from skills_text import RENAME, REPEAT, REPLACE, UPPER
+from skills_words import COUNT, LENGTH, REVERSE, SPELL
 from tokenizer import build_tokenizer
 from tokenizers import Tokenizer
 
@@ -28,7 +33,9 @@ def test_no_held_out_sum_is_trained() -> None:
         example = training_example(rng, draw_number % len(STAGES))
         texts = [example.text] + [turn.answer for turn in example.turns]
         for text in texts:
-            for first, second in re.findall(r"(\d+) (?:[+-]|plus) (\d+)(?: =| is)", text):
+            pairs = re.findall(r"(\d+) (?:[+-]|plus) (\d+)(?: =| is)", text)
+            pairs += re.findall(r'"a": (\d+), "b": (\d+)', text)
+            for first, second in pairs:
                 assert not pair_held_out(int(first), int(second))
 
 
@@ -54,6 +61,21 @@ def test_no_held_out_name_is_trained() -> None:
         for turn in draw(rng, "memory", evaluation=False).turns:
             if found := re.fullmatch(r"Your name is (\w+)\.", turn.answer):
                 assert not held_out("name", found[1].lower())
+
+
+def test_no_held_out_phrasing_is_trained() -> None:
+    rng = Random(6)
+    tables = (
+        *(ADD, SUBTRACT, CAPITAL, COUNTRY, JSON_CAPITAL, JSON_SUM, JSON_PERSON, INTRODUCE, ASK_NAME),
+        *(REPLACE, RENAME, UPPER, REPEAT, COUNT, LENGTH, REVERSE, SPELL),
+    )
+    unseen = [form for table in tables for form in table.unseen]
+    patterns = [re.compile(re.sub(r"\\\{\w\\\}", ".+", re.escape(form)), re.DOTALL) for form in unseen]
+    fixed = {form for _, phrasings in GREETINGS for form in phrasings.unseen}
+    for draw_number in range(DRAWS):
+        for turn in training_example(rng, draw_number % len(STAGES)).turns:
+            assert turn.user not in fixed
+            assert not any(pattern.fullmatch(turn.user) for pattern in patterns), turn.user
 
 
 def test_evaluation_uses_held_out_items_only() -> None:

@@ -77,12 +77,12 @@ def build_tokenizer(vocab_size: int = 1024, seed: int = 0, samples: int = 30000)
 
 
 def _encode_drill(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[bool]]:
-    """Encodes lines of the form "12 + 34 = 46", of which only the results are learned."""
+    """Encodes lines such as "12 + 34 = 46" and ``{"sum": 46}``, of which only the results are learned."""
     ids: list[int] = []
     learned: list[bool] = []
     for line in text.splitlines(keepends=True):
-        question, result = line.split("=")
-        for part, wanted in ((question + "=", False), (result, True)):
+        question, sign, result = line.partition("=" if "=" in line else '"sum":')
+        for part, wanted in ((question + sign, False), (result, True)):
             tokens = tokenizer.encode(part).ids
             ids += tokens
             learned += [wanted] * len(tokens)

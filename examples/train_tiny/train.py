@@ -94,9 +94,12 @@ class Schedule:
         fall: The first fall begins; it would reach zero at ``aim``.
         aim: See ``fall``.
         plateau: The first fall ends, and the rate stays; the second mix of skills begins.
-        landing: The last fall begins.
-        third: The third mix of skills begins, and the last fall pauses for ``pause`` steps.
+        landing: The second fall begins.
+        third: The third mix of skills begins, and the second fall pauses for ``pause`` steps.
         pause: See ``third``.
+        fourth: The second fall ends at zero, and the fourth mix of skills begins: the rate rises to ``again``.
+        again: A share of the peak rate; see ``fourth``.
+        last: The last fall begins.
         end: The rate is zero.
     """
 
@@ -106,13 +109,19 @@ class Schedule:
     landing: int = 2000
     third: int = 2100
     pause: int = 600
-    end: int = 4000
+    fourth: int = 4000
+    again: float = 0.22
+    last: int = 4600
+    end: int = 6000
 
     def rate(self, step: int, warmup: int = 50) -> float:
         """Returns the share of the peak rate that a step has."""
+        if step >= self.fourth:
+            left = (self.end - step) / (self.end - self.last)
+            return self.again * min(1.0, (step + 1 - self.fourth) / warmup, left)
         course = (min(step, self.plateau) - self.fall) / (self.aim - self.fall)
         moved = step if step < self.third else max(self.third, step - self.pause)
-        landed = (moved - self.landing) / (self.end - self.pause - self.landing)
+        landed = (moved - self.landing) / (self.fourth - self.pause - self.landing)
         return min(1.0, (step + 1) / warmup) * (1.0 - max(0.0, course) ** 0.5) * (1.0 - max(0.0, landed))
 
 
@@ -190,7 +199,7 @@ def train(args: argparse.Namespace) -> None:
     hidden = torch.compile(worker.hidden, dynamic=False) if args.compile else worker.hidden
     consumed, *stages = (
         sum(batches_in(step, args.halve_at) for step in range(last))
-        for last in (state.step, schedule.plateau, schedule.third)
+        for last in (state.step, schedule.plateau, schedule.third, schedule.fourth)
     )
     stream = islice(stream_batches(tokenizer, args.seed, stages), consumed, None)
     mean, saved = 0.0, time.monotonic()
