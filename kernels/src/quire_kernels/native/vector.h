@@ -111,16 +111,23 @@ INLINE void store_some(int dtype, void *base, int64_t at, vec x, int64_t size) {
     else store_part(dtype, base, at, x, size - at);
 }
 
+#define ROTATED(x, n) __builtin_shuffle(x, (LANE_NUMBERS + (n)) & (LANES - 1))
+#define LANE_NUMBERS ((veci){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
+
 INLINE float sum_lanes(vec x) {
-    float total = 0;
-    for (int lane = 0; lane < LANES; lane++) total += x[lane];
-    return total;
+    x += ROTATED(x, 8);
+    x += ROTATED(x, 4);
+    x += ROTATED(x, 2);
+    x += ROTATED(x, 1);
+    return x[0];
 }
 
 INLINE float max_lanes(vec x) {
-    float largest = x[0];
-    for (int lane = 1; lane < LANES; lane++) largest = x[lane] > largest ? x[lane] : largest;
-    return largest;
+    x = maximum(x, ROTATED(x, 8));
+    x = maximum(x, ROTATED(x, 4));
+    x = maximum(x, ROTATED(x, 2));
+    x = maximum(x, ROTATED(x, 1));
+    return x[0];
 }
 
 /* e^x: relative error below 2e-7 where |x| < 87; 0 below, +inf above, NaN for NaN. */

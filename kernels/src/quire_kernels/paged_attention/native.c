@@ -5,6 +5,8 @@
    others leave a partial result (largest score, sum of weights, weighted values) that is merged at the
    end (flash-decoding; Dao et al. 2023). Scores, softmax and sums are float32. */
 
+#include <omp.h>
+
 #include "vector.h"
 
 #define TILE 64                    /* tokens whose scores are held at a time */
@@ -27,15 +29,43 @@ typedef struct {
     int32_t dtype, threads;
 } PagedDecode;
 
+/* Tokens of a row's context, in order. */
 typedef struct {
-    int64_t slots[TILE];
-    float scores[TILE];
-    int64_t count, last_position;  /* of the row: its query's own position */
+    const int32_t *table;
+    int64_t block_size, block, offset, left;
+} Cursor;
+
+INLINE Cursor cursor_at(const PagedDecode *p, const int32_t *task, int64_t skipped) {
+    int64_t first = task[1], visible = p->window ? p->seq_lens[task[0]] - p->window : 0;
+    first = (first > visible ? first : visible) + skipped;
+    return (Cursor){p->block_tables + task[0] * p->table_stride, p->block_size, first / p->block_size,
+                    first % p->block_size, task[2] - first};
+}
+
+INLINE int64_t next_slot(Cursor *cursor) {
+    int64_t slot = cursor->table[cursor->block] * cursor->block_size + cursor->offset;
+    if (++cursor->offset == cursor->block_size) {
+        cursor->offset = 0;
+        cursor->block++;
+    }
+    cursor->left--;
+    return slot;
+}
+
+typedef struct {
+    int64_t slots[TILE], ahead[TILE]; /* ahead: of the tokens that come TILE tokens later, to be prefetched */
+    int64_t count, first_distance;    /* key minus query position of the first token */
 } Tile;
 
-/* scores[g][t] = query[g] . key[t] for `heads` <= 4 query heads of a KV head, 16 tokens at a time. */
-INLINE void tile_scores(int dtype, int vectors, int aligned, int heads, const PagedDecode *p, const float *query,
-                        const Tile *tile, int64_t kv_head, float (*scores)[TILE]) {
+/* Asks for one head of a token: a token's heads are read at different times, in strides that no CPU foresees. */
+INLINE void prefetch(const void *head, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += CACHE_LINE) __builtin_prefetch((const char *)head + at, 0, 2);
+}
+
+/* scores[g][t] = query[g] . key[t] for `heads` <= 4 query heads of a KV head, 16 tokens at a time.
+   `first`: these are the KV head's first query heads, and keys of later tokens are asked for on the way. */
+INLINE void tile_scores(int dtype, int vectors, int aligned, int heads, int first, const PagedDecode *p,
+                        const float *query, const Tile *tile, int64_t kv_head, float (*scores)[TILE]) {
     int64_t padded = (int64_t)vectors * LANES, size = aligned ? padded : p->head_size;
     int64_t width = 2 * p->num_kv_heads * size;
     for (int64_t start = 0; start < tile->count; start += LANES) {
@@ -44,6 +74,9 @@ INLINE void tile_scores(int dtype, int vectors, int aligned, int heads, const Pa
         for (int64_t t = 0; t < LANES; t++) {
             int64_t slot = tile->slots[start + (t < some ? t : 0)]; /* past the end: the first, unused */
             const void *key = element(dtype, p->cache, slot * width + kv_head * size);
+            if (first && t < some)
+                prefetch(element(dtype, p->cache, tile->ahead[start + t] * width + kv_head * size),
+                         size * element_size(dtype));
             vec sums[4] = {};
 #pragma GCC unroll 16
             for (int v = 0; v < vectors; v++) {
@@ -61,8 +94,8 @@ INLINE void tile_scores(int dtype, int vectors, int aligned, int heads, const Pa
 }
 
 /* values[g] = values[g] * scales[g] + sum over t of weights[g][t] * value[t], for `heads` query heads. */
-INLINE void tile_values(int dtype, int vectors, int aligned, int heads, const PagedDecode *p, const Tile *tile,
-                        int64_t kv_head, const float (*weights)[TILE], const float *scales, float *values) {
+INLINE void tile_values(int dtype, int vectors, int aligned, int heads, int first, const PagedDecode *p,
+                        const Tile *tile, int64_t kv_head, const float (*weights)[TILE], const float *scales, float *values) {
     int64_t padded = (int64_t)vectors * LANES, size = aligned ? padded : p->head_size;
     int64_t width = 2 * p->num_kv_heads * size;
     vec sums[4][MAX_VECTORS];
@@ -74,6 +107,10 @@ INLINE void tile_values(int dtype, int vectors, int aligned, int heads, const Pa
     for (int64_t t = 0; t < tile->count; t++) {
         int64_t at = tile->slots[t] * width + (p->num_kv_heads + kv_head) * size;
         const void *value = element(dtype, p->cache, at);
+        if (first) {
+            int64_t later = tile->ahead[t] * width + (p->num_kv_heads + kv_head) * size;
+            prefetch(element(dtype, p->cache, later), size * element_size(dtype));
+        }
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++) {
             vec x = load_some(dtype, value, v * LANES, size);
@@ -88,7 +125,7 @@ INLINE void tile_values(int dtype, int vectors, int aligned, int heads, const Pa
             store(DTYPE_FLOAT32, values, g * padded + v * LANES, sums[g][v]);
 }
 
-#define SCORES(heads) tile_scores(dtype, vectors, aligned, heads, p, query + g * padded, tile, kv_head, scores + g)
+#define SCORES(heads) tile_scores(dtype, vectors, aligned, heads, g == 0, p, query + g * padded, tile, kv_head, scores + g)
 
 INLINE void all_scores(int dtype, int vectors, int aligned, int step, const PagedDecode *p, const Tile *tile, int64_t kv_head,
                        int64_t group, const float *query, float (*scores)[TILE]) {
@@ -101,7 +138,7 @@ INLINE void all_scores(int dtype, int vectors, int aligned, int step, const Page
 }
 
 #define VALUES(heads) \
-    tile_values(dtype, vectors, aligned, heads, p, tile, kv_head, weights + g, scales + g, values + g * padded)
+    tile_values(dtype, vectors, aligned, heads, g == 0, p, tile, kv_head, weights + g, scales + g, values + g * padded)
 
 INLINE void all_values(int dtype, int vectors, int aligned, int step, const PagedDecode *p, const Tile *tile, int64_t kv_head,
                        int64_t group, const float (*weights)[TILE], const float *scales, float *values) {
@@ -114,7 +151,7 @@ INLINE void all_values(int dtype, int vectors, int aligned, int step, const Page
 }
 
 /* Scale, bias and cap the scores of one head; then weights = e^(score - largest). Returns the new largest. */
-INLINE float tile_weights(const PagedDecode *p, const Tile *tile, int64_t position, int64_t head, float *scores,
+INLINE float tile_weights(const PagedDecode *p, const Tile *tile, int64_t head, float *scores,
                           float largest, float *total, float *scale) {
     vec highest = splat(largest);
     for (int64_t start = 0; start < tile->count; start += LANES) {
@@ -123,7 +160,7 @@ INLINE float tile_weights(const PagedDecode *p, const Tile *tile, int64_t positi
             for (int lane = 0; lane < LANES; lane++) x[lane] = p->logit_cap * tanhf(x[lane] / p->logit_cap);
         if (p->slopes)
             for (int lane = 0; lane < LANES; lane++)
-                x[lane] += p->slopes[head] * (float)(position + start + lane - tile->last_position);
+                x[lane] += p->slopes[head] * (float)(tile->first_distance + start + lane);
         for (int64_t lane = tile->count - start; lane < LANES; lane++) x[lane] = -INFINITY;
         highest = maximum(x, highest);
         store(DTYPE_FLOAT32, scores, start, x);
@@ -140,27 +177,13 @@ INLINE float tile_weights(const PagedDecode *p, const Tile *tile, int64_t positi
     return new_largest;
 }
 
-INLINE int64_t slot_of(const PagedDecode *p, const int32_t *table, int64_t position) {
-    return (int64_t)table[position / p->block_size] * p->block_size + position % p->block_size;
-}
-
-/* Asks for the keys and values of tokens [first, last): their heads are read in strides that no CPU foresees. */
-INLINE void prefetch(const PagedDecode *p, const int32_t *table, int64_t first, int64_t last) {
-    int64_t bytes = 2 * p->num_kv_heads * p->head_size * element_size(p->dtype);
-    for (int64_t position = first; position < last; position++) {
-        const char *token = (const char *)p->cache + slot_of(p, table, position) * bytes;
-        for (int64_t at = 0; at < bytes; at += CACHE_LINE) __builtin_prefetch(token + at, 0, 2);
-    }
-}
-
-/* One task: `values` [H, padded], `totals` and `largest` [H] are its result. */
-INLINE void run_task(int dtype, int vectors, int aligned, int step, const PagedDecode *p, const int32_t *task, float *query,
-                     float *values, float *totals, float *largest) {
-    int64_t row = task[0], first = task[1], last = task[2], size = p->head_size;
+/* One task: `values` [H, padded], `totals` and `largest` [H] are its result. `next`: this thread's next task, or
+   null. `is_first`: nobody has asked for its first tokens yet. */
+INLINE void run_task(int dtype, int vectors, int aligned, int step, const PagedDecode *p, const int32_t *task,
+                     const int32_t *next, int is_first, float *query, float *values, float *totals,
+                     float *largest) {
+    int64_t row = task[0], size = p->head_size, width = 2 * p->num_kv_heads * size;
     int64_t padded = (int64_t)vectors * LANES, group = p->num_heads / p->num_kv_heads;
-    const int32_t *table = p->block_tables + row * p->table_stride;
-    Tile tile = {.last_position = p->seq_lens[row] - 1};
-    if (p->window && first < p->seq_lens[row] - p->window) first = p->seq_lens[row] - p->window;
     for (int64_t head = 0; head < p->num_heads; head++) {
         const void *from = element(dtype, p->query, row * p->row_stride + head * size);
         for (int v = 0; v < vectors; v++)
@@ -169,18 +192,32 @@ INLINE void run_task(int dtype, int vectors, int aligned, int step, const PagedD
         largest[head] = -INFINITY;
     }
     memset(values, 0, sizeof(float) * p->num_heads * padded);
+    Cursor cursor = cursor_at(p, task, 0), ahead = cursor_at(p, task, TILE);
+    if (is_first)
+        for (Cursor early = cursor; early.left > 0 && early.left > cursor.left - TILE;)
+            prefetch(element(dtype, p->cache, next_slot(&early) * width), width * element_size(dtype));
+    if (ahead.left <= 0 && next) {
+        ahead = cursor_at(p, next, -ahead.left);
+        next = 0;
+    }
     float scores[group][TILE], scales[group];
-    prefetch(p, table, first, last - first < TILE ? last : first + TILE);
-    for (int64_t position = first; position < last; position += TILE) {
-        tile.count = last - position < TILE ? last - position : TILE;
-        for (int64_t t = 0; t < tile.count; t++) tile.slots[t] = slot_of(p, table, position + t);
-        int64_t next = position + TILE, waiting = last - next < TILE ? last - next : TILE;
+    Tile tile;
+    while (cursor.left > 0) {
+        tile.count = cursor.left < TILE ? cursor.left : TILE;
+        tile.first_distance = task[2] - cursor.left - (p->seq_lens[row] - 1);
+        for (int64_t t = 0; t < tile.count; t++) {
+            tile.slots[t] = next_slot(&cursor);
+            if (ahead.left <= 0 && next) {
+                ahead = cursor_at(p, next, 0);
+                next = 0;
+            }
+            tile.ahead[t] = ahead.left > 0 ? next_slot(&ahead) : tile.slots[t];
+        }
         for (int64_t kv_head = 0; kv_head < p->num_kv_heads; kv_head++) {
-            int64_t head = kv_head * group, heads = p->num_kv_heads;
-            if (waiting > 0) prefetch(p, table, next + waiting * kv_head / heads, next + waiting * (kv_head + 1) / heads);
+            int64_t head = kv_head * group;
             all_scores(dtype, vectors, aligned, step, p, &tile, kv_head, group, query + head * padded, scores);
             for (int64_t g = 0; g < group; g++)
-                largest[head + g] = tile_weights(p, &tile, position, head + g, scores[g], largest[head + g],
+                largest[head + g] = tile_weights(p, &tile, head + g, scores[g], largest[head + g],
                                                  &totals[head + g], &scales[g]);
             all_values(dtype, vectors, aligned, step, p, &tile, kv_head, group, (const float(*)[TILE])scores, scales,
                        values + head * padded);
@@ -230,10 +267,11 @@ INLINE void merge(int dtype, const PagedDecode *p, const int32_t *merged) {
     }
 }
 
-#define RUN(dtype, vectors, aligned, step) run_task(dtype, vectors, aligned, step, p, task, query, values, totals, largest)
+#define RUN(dtype, vectors, aligned, step) \
+    run_task(dtype, vectors, aligned, step, p, task, next, is_first, query, values, totals, largest)
 
-INLINE void dispatch(int dtype, const PagedDecode *p, const int32_t *task, int vectors, float *query,
-                     float *values, float *totals, float *largest) {
+INLINE void dispatch(int dtype, const PagedDecode *p, const int32_t *task, const int32_t *next, int is_first,
+                     int vectors, float *query, float *values, float *totals, float *largest) {
     if (p->head_size % LANES) RUN(dtype, vectors, 0, 1);
     else if (vectors == 4) RUN(dtype, 4, 1, 4);
     else if (vectors == 8) RUN(dtype, 8, 1, 2);
@@ -242,20 +280,22 @@ INLINE void dispatch(int dtype, const PagedDecode *p, const int32_t *task, int v
     finish_task(dtype, p, task, (int64_t)vectors * LANES, values, totals, largest);
 }
 
+/* Tasks are dealt out in turn, so that each thread knows its next one. */
 void quire_paged_decode(const PagedDecode *p) {
     int vectors = (int)((p->head_size + LANES - 1) / LANES);
     int64_t padded = (int64_t)vectors * LANES, heads = p->num_heads;
 #pragma omp parallel num_threads(p->threads) if (p->threads > 1)
     {
         float query[heads * padded], values[heads * padded], totals[heads], largest[heads];
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < p->num_tasks; i++) {
-            const int32_t *task = p->tasks + 4 * i;
+        int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+        for (int64_t i = me; i < p->num_tasks; i += all) {
+            const int32_t *task = p->tasks + 4 * i, *next = i + all < p->num_tasks ? task + 4 * all : 0;
             if (p->dtype == DTYPE_BFLOAT16)
-                dispatch(DTYPE_BFLOAT16, p, task, vectors, query, values, totals, largest);
-            else dispatch(DTYPE_FLOAT32, p, task, vectors, query, values, totals, largest);
+                dispatch(DTYPE_BFLOAT16, p, task, next, i == me, vectors, query, values, totals, largest);
+            else dispatch(DTYPE_FLOAT32, p, task, next, i == me, vectors, query, values, totals, largest);
         }
         if (p->num_merges) {
+#pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
             for (int64_t i = 0; i < p->num_merges; i++) {
                 if (p->dtype == DTYPE_BFLOAT16) merge(DTYPE_BFLOAT16, p, p->merges + 3 * i);
@@ -267,8 +307,10 @@ void quire_paged_decode(const PagedDecode *p) {
 
 /* Writes keys and values [tokens, K, D], with `stride` elements from token to token, to their slots. */
 void quire_write_kv(int dtype, const void *key, const void *value, void *cache, const int64_t *slots,
-                    int64_t tokens, int64_t key_stride, int64_t value_stride, int64_t width) {
+                    int64_t tokens, int64_t key_stride, int64_t value_stride, int64_t width, int threads) {
     int64_t bytes = element_size(dtype), size = width * bytes;
+    if (tokens * size < 1 << 18) threads = 1;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t token = 0; token < tokens; token++) {
         char *to = (char *)cache + slots[token] * 2 * size;
         memcpy(to, (const char *)key + token * key_stride * bytes, size);

@@ -42,7 +42,7 @@ class _PagedDecode(ctypes.Structure):
 _decode = function("quire_paged_decode", (ctypes.POINTER(_PagedDecode),))
 _write_kv = function(
     "quire_write_kv",
-    (C_INT, C_POINTER, C_POINTER, C_POINTER, C_POINTER, C_LONG, C_LONG, C_LONG, C_LONG),
+    (C_INT, C_POINTER, C_POINTER, C_POINTER, C_POINTER, C_LONG, C_LONG, C_LONG, C_LONG, C_INT),
 )
 
 
@@ -129,6 +129,7 @@ class NativePagedAttention(TorchPagedAttention):
             key.stride(0),
             value.stride(0),
             width,
+            torch.get_num_threads(),
         )
         output = torch.empty((num_tokens, num_heads, head_size), dtype=query.dtype)
         if batch.num_decode_rows:
@@ -178,7 +179,7 @@ def cut_contexts(context_lens: list[int], threads: int) -> tuple[Int32Array, Int
 
     Returns:
         tasks int32 [N, 4] (row, first token, last token exclusive, index of the partial result or -1
-        where the row is whole), longest first; merges int32 [M, 3] (row, first partial, how many);
+        where the row is whole), in an order that deals equal shares in turn; merges int32 [M, 3] (row, first partial, how many);
         the number of partial results.
     """
     lengths = np.array(context_lens, dtype=np.int64)
@@ -195,7 +196,10 @@ def cut_contexts(context_lens: list[int], threads: int) -> tuple[Int32Array, Int
     last = np.minimum(first + size[rows], lengths[rows])
     partial = np.where(is_cut[rows], first_partial[rows] + index, -1)
     tasks = np.stack([rows, first, last, partial], axis=1).astype(np.int32)
-    tasks = np.ascontiguousarray(tasks[np.argsort(first - last, kind="stable")])
+    order = np.argsort(first - last, kind="stable")
+    for start in range(threads, len(order), 2 * threads):  # dealt in turn: every other round backwards
+        order[start : start + threads] = order[start : start + threads][::-1]
+    tasks = np.ascontiguousarray(tasks[order])
     cut = np.nonzero(is_cut)[0]
     merges = np.stack([cut, first_partial[cut], counts[cut]], axis=1).astype(np.int32)
     return tasks, np.ascontiguousarray(merges), int(counts[cut].sum())

@@ -25,25 +25,34 @@ INLINE void rotate_pairs(int dtype, void *head, const void *cos, const void *sin
     }
 }
 
-INLINE void rotate_token(int dtype, char *token, const void *cos, const void *sin, int64_t heads,
-                         int64_t head_stride, int64_t half, int interleaved) {
-    for (int64_t head = 0; head < heads; head++) {
-        char *at = token + head * head_stride * element_size(dtype);
-        if (interleaved) rotate_pairs(dtype, at, cos, sin, half);
-        else rotate_halves(dtype, at, cos, sin, half);
+typedef struct {
+    void *data;                         /* [tokens, heads, >= 2 * half] */
+    int64_t heads, token_stride, head_stride; /* strides in elements */
+} Heads;
+
+INLINE void rotate_token(int dtype, const Heads *x, int64_t token, const void *cos, const void *sin, int64_t half,
+                         int interleaved) {
+    for (int64_t head = 0; head < x->heads; head++) {
+        int64_t at = token * x->token_stride + head * x->head_stride;
+        void *first = (char *)x->data + at * element_size(dtype);
+        if (interleaved) rotate_pairs(dtype, first, cos, sin, half);
+        else rotate_halves(dtype, first, cos, sin, half);
     }
 }
 
-/* x: [tokens, heads, >= 2 * half] with strides in elements; cos, sin: [tokens, half], contiguous. */
-void quire_rotary(int dtype, void *x, const void *cos, const void *sin, int64_t tokens, int64_t heads,
-                  int64_t token_stride, int64_t head_stride, int64_t half, int interleaved, int threads) {
-    if (tokens * heads * half < 8192) threads = 1;
+/* Queries and keys; cos, sin: [tokens, half], contiguous. */
+void quire_rotary(int dtype, void *query, void *key, const void *cos, const void *sin, int64_t tokens,
+                  int64_t query_heads, int64_t query_token_stride, int64_t query_head_stride, int64_t key_heads,
+                  int64_t key_token_stride, int64_t key_head_stride, int64_t half, int interleaved, int threads) {
+    Heads both[2] = {{query, query_heads, query_token_stride, query_head_stride},
+                     {key, key_heads, key_token_stride, key_head_stride}};
+    if (tokens * (query_heads + key_heads) * half < 8192) threads = 1;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t token = 0; token < tokens; token++) {
-        char *at = (char *)x + token * token_stride * element_size(dtype);
         const void *c = element(dtype, cos, token * half), *s = element(dtype, sin, token * half);
-        if (dtype == DTYPE_BFLOAT16)
-            rotate_token(DTYPE_BFLOAT16, at, c, s, heads, head_stride, half, interleaved);
-        else rotate_token(DTYPE_FLOAT32, at, c, s, heads, head_stride, half, interleaved);
+        for (int i = 0; i < 2; i++) {
+            if (dtype == DTYPE_BFLOAT16) rotate_token(DTYPE_BFLOAT16, &both[i], token, c, s, half, interleaved);
+            else rotate_token(DTYPE_FLOAT32, &both[i], token, c, s, half, interleaved);
+        }
     }
 }
