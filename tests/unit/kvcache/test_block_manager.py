@@ -295,3 +295,30 @@ def test_a_reset_repairs_what_an_interrupted_call_left(make_cache, monkeypatch, 
     assert not manager.has_blocks(start) and manager.match_prefix(start).num_tokens == 0
     again = cache.start(list(range(32)))
     assert manager.block_ids(again) == list(range(8))
+
+
+def test_equal_digests_of_different_tokens_are_no_hit(make_cache, monkeypatch):
+    class Colliding:
+        def __init__(self, data: bytes) -> None:
+            pass
+
+        def digest(self) -> bytes:
+            return b"the same"
+
+    monkeypatch.setattr("quire.kvcache.digests.sha256", Colliding)
+    cache = make_cache()
+    cache.start([1] * 4)
+    assert cache.manager.match_prefix(cache.request([1] * 5)).num_tokens == 4
+    assert cache.manager.match_prefix(cache.request([2] * 5)).num_tokens == 0
+    other = cache.start([2] * 5)
+    assert other.num_cached_tokens == 0
+
+
+def test_a_new_fingerprint_hides_older_blocks_until_it_returns(make_cache):
+    cache = make_cache(fingerprint=b"a")
+    running = cache.start([1] * 4)
+    cache.manager.set_fingerprint(b"b")
+    assert cache.manager.match_prefix(cache.request([1] * 5)).num_tokens == 0
+    cache.append(running, [1] * 4)  # goes on under its own
+    cache.manager.set_fingerprint(b"a")
+    assert cache.manager.match_prefix(cache.request([1] * 9)).num_tokens == 8

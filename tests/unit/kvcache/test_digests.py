@@ -25,3 +25,10 @@ def test_every_part_of_the_key_matters():
     assert DigestChains(2).root_digest("a") == chains.root_digest("a")
     with pytest.raises(KVCacheInvariantError, match="3 tokens as a block of 2"):
         chains.child_digest(b"", [1, 2, 3])
+
+
+def test_a_new_fingerprint_is_for_new_requests():
+    chains = DigestChains(2, b"a")
+    first = chains.root_digest("")
+    chains.set_fingerprint(b"b")
+    assert chains.root_digest("") == DigestChains(2, b"b").root_digest("") != first

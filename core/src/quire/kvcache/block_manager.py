@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from quire.api.errors import ConfigError, KVCacheInvariantError
 from quire.api.request import Request
@@ -70,7 +70,7 @@ class BlockManager:
             return self._no_match
         blocks: list[Block] = []
         for index in range((request.num_tokens - 1) // self.block_size):
-            block = self._cache.find(self._chains.digest(request, index))
+            block = self._cache.find(self._chains.digest(request, index), self._token_ids(request, index))
             if block is None:
                 break
             blocks.append(block)
@@ -158,8 +158,10 @@ class BlockManager:
         for index in range(table.num_committed_blocks, num_known // self.block_size):
             block = table.blocks[index]
             digest = self._chains.digest(request, index)
-            if block.digest is None and self._cache.enter(digest, block, request):
-                entered.append(digest)
+            if block.digest is None:
+                token_ids = self._token_ids(request, index)
+                if self._cache.enter(digest, block, request, token_ids):
+                    entered.append(digest)
             table.num_committed_blocks = index + 1
         return entered
 
@@ -231,6 +233,10 @@ class BlockManager:
         self._chains.clear()
         self._tables.clear()
 
+    def set_fingerprint(self, fingerprint: bytes) -> None:
+        """Make it part of the digests of requests from now on; those that have blocks keep theirs."""
+        self._chains.set_fingerprint(fingerprint)
+
     def usage(self) -> KVCacheUsage:
         """Figures of now. O(number of requests with blocks)."""
         tables = self._tables.values()
@@ -284,6 +290,10 @@ class BlockManager:
             self.num_query_tokens += request.num_tokens
             self.num_hit_tokens += match.num_tokens
         return Allocation(0, tuple(table.block_ids))
+
+    def _token_ids(self, request: Request, index: int) -> Sequence[int]:
+        """The tokens of a request's full block."""
+        return request.token_ids(index * self.block_size, (index + 1) * self.block_size)
 
     def _replace(self, table: BlockTable, indices: list[int], start: int) -> tuple[tuple[int, int], ...]:
         copies = []

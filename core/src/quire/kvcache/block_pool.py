@@ -15,12 +15,14 @@ class Block:
     Attributes:
         ref_count: block tables that hold it; 0 while it is in the free queue.
         digest: key under which the prefix cache lists it; None while its content may change.
+        token_ids: what it holds, while it is listed; compared on every hit.
         previous, next: neighbours in the free queue, toward its head and its tail.
     """
 
     block_id: int
     ref_count: int = 0
     digest: bytes | None = None
+    token_ids: tuple[int, ...] = ()
     previous: Block | None = None
     next: Block | None = None
 

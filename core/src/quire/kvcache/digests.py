@@ -54,6 +54,10 @@ class DigestChains:
         """Drop all chains."""
         self._chains.clear()
 
+    def set_fingerprint(self, fingerprint: bytes) -> None:
+        """Start chains that are not known yet from another root."""
+        self._fingerprint = fingerprint
+
     def root_digest(self, salt: str) -> bytes:
         """The parent of a chain's first block."""
         salt_bytes = salt.encode("utf-8", "surrogatepass")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from quire.api.errors import KVCacheInvariantError
 from quire.kvcache.block_pool import Block
@@ -27,17 +27,23 @@ class PrefixCache:
         """Entries whose plan has not been updated yet."""
         return len(self._owners)
 
-    def find(self, digest: bytes) -> Block | None:
-        """The block listed under a digest; None when there is none."""
-        return self._blocks.get(digest)
+    def find(self, digest: bytes, token_ids: Sequence[int]) -> Block | None:
+        """The block listed under a digest that holds these tokens; None when there is none.
 
-    def enter(self, digest: bytes, block: Block, owner: object) -> bool:
+        The tokens are compared although two inputs of one digest are not to be expected: another
+        request's context must never be served, whatever went wrong.
+        """
+        block = self._blocks.get(digest)
+        return block if block is not None and block.token_ids == tuple(token_ids) else None
+
+    def enter(self, digest: bytes, block: Block, owner: object, token_ids: Sequence[int]) -> bool:
         """List a block, provisionally. False when another block is listed already: that one stays."""
         if digest in self._blocks:
             return False
         if block.digest is not None:
             raise KVCacheInvariantError(f"block {block.block_id} is listed under another digest already")
         block.digest = digest
+        block.token_ids = tuple(token_ids)
         self._blocks[digest] = block
         self._owners[digest] = owner
         return True
