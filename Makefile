@@ -71,7 +71,7 @@ docs: $(STAMPS)/dev ## build the site into site/, reference pages from the code
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(STAMPS)/dev ## measure throughput, latency and prefix sharing; JSON into benchmarks/results
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/throughput.py --compare-hf
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/prefix.py
 
