@@ -7,14 +7,18 @@ import dataclasses
 import inspect
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from quire.api import hookspecs, specs
+from pydantic.fields import FieldInfo
+
+from quire.api import extensions, hookspecs, specs
 from quire.api.config import SECTIONS, PluginSettings
+from quire.api.plugin_settings import OrderSettings
 from quire.api.protocols import Command
 from quire.api.request import SamplingParams
 from quire.cli.flags import CLI_SAMPLING_DEFAULTS, Setting, engine_settings, sampling_settings
+from quire.cli.plugin_flags import add_plugin_flags
 from quire.plugins import resolve_factory
 from quire.plugins.builtin import quire_register_commands
 
@@ -38,18 +42,19 @@ def settings_page() -> str:
     for section, settings in engine_settings().items():
         lines += [f"## `[{section}]`", "", _first_line(SECTIONS[section].__doc__), ""]
         lines += _setting_table(settings)
-    lines += ["## `[plugins]`", "", _first_line(PluginSettings.__doc__)]
+    lines += ["## `[plugins]`", "", _first_line(PluginSettings.__doc__), ""]
     lines += [
-        "As a keyword: `LLM(plugins={...})`; as flags: `--plugin`, `--no-plugin`, `--no-plugin-autoload`.",
+        "As a keyword: `LLM(plugins={...})`; as flags: see [the command line](cli.md#flags-of-plugins); in the",
+        "environment: `QUIRE_PLUGINS`, either names separated by commas, of which `-name` denies (`llama,tiny`",
+        'loads these two only, `-awq` all but one), or this section as a JSON object (`{"autoload": false}`).',
+        "Keywords and flags win over the variable, the variable over the file, the file over the defaults. Deny",
+        "lists add up; `prefer`, `order` and `options` are merged key by key. `quire plugins info NAME` shows a",
+        "plugin's options.",
         "",
     ]
-    lines += _table(
-        ("key", "type", "default", "meaning"),
-        [
-            (f"`{name}`", f"`{_type(entry.annotation)}`", f"`{entry.default!r}`", entry.description or "")
-            for name, entry in PluginSettings.model_fields.items()
-        ],
-    )
+    lines += _fields_table(PluginSettings.model_fields)
+    lines += ["In `quire.toml` the order of plugin `NAME` is the table `[plugins.order.NAME]`:", ""]
+    lines += _fields_table(OrderSettings.model_fields)
     changed = ", ".join(f"`{name}` is {value}" for name, value in CLI_SAMPLING_DEFAULTS)
     lines += [
         "## Sampling parameters",
@@ -75,6 +80,10 @@ def cli_page() -> str:
     ]
     derived = {entry.dest for group in engine_settings().values() for entry in group}
     derived |= {entry.dest for entry in sampling_settings()}
+    shared = argparse.ArgumentParser(add_help=False)
+    add_plugin_flags(shared)
+    lines += _command("Flags of plugins", "every command takes these", shared, derived)
+    derived |= {action.dest for action in shared._actions}
     for spec in quire_register_commands():
         parser = argparse.ArgumentParser(prog=f"quire {spec.name}", add_help=False)
         command = typing.cast(type[Command], resolve_factory(spec.factory))()
@@ -84,33 +93,73 @@ def cli_page() -> str:
 
 
 def hooks_page() -> str:
-    """Every hook, and every spec that hooks return."""
+    """Every hook, every extension point, and what hooks return and are given."""
     version = ".".join(str(part) for part in hookspecs.HOOK_API_VERSION)
     lines = [NOTE, "# Hooks and specs", "", f"Hook API version {version}.", ""]
     lines += [
         "A plugin is a module with functions of these names, each marked with",
-        "`quire.api.hookspecs.hookimpl`. Hooks return data; what is expensive to import is named as",
-        '`"module:attribute"` and imported when first used. No hook is called while a step runs.',
+        "`quire.api.hookspecs.hookimpl`. A function takes those of the arguments that it names. Hooks return",
+        'data; what is expensive to import is named as `"module:attribute"` and imported when first used. No',
+        "hook is called while a step runs.",
         "",
-        "## Hooks",
+        "## All hooks, in the order of an engine's life",
+        "",
+        'A failure in the scope "start" ends the start and names the plugin (a plugin in `plugins.optional` is',
+        'left out whole instead, while it is being loaded); in the scope "observer" it is logged and counted;',
+        'in the scope "request" it fails one request.',
         "",
     ]
-    for name, hook in inspect.getmembers(hookspecs, inspect.isfunction):
-        if name.startswith("quire_"):
-            lines += [f"### `{name}`", "", "```python", _signature(name, hook), "```", ""]
-            lines += [inspect.cleandoc(hook.__doc__ or ""), ""]
+    rows = [
+        (f"[`{name}`](#{name})", policy.scope, ".".join(str(part) for part in policy.since))
+        for name, policy in hookspecs.HOOKS.items()
+    ]
+    lines += _table(("hook", "scope of a failure", "since"), rows)
+    lines += ["Plugins' objects are called at these points while requests run:", ""]
+    points = [(f"`{name}`", scope) for name, scope in hookspecs.EXTENSION_POINTS.items()]
+    lines += [*_table(("extension point", "scope of a failure"), points), "## Hooks", ""]
+    for name in hookspecs.HOOKS:
+        hook = getattr(hookspecs, name)
+        lines += [f"### `{name}`", "", "```python", _signature(name, hook), "```", ""]
+        lines += [*_hook_text(hook.__doc__ or ""), ""]
     lines += ["## Specs", ""]
-    for name, kind in inspect.getmembers(specs, dataclasses.is_dataclass):
+    for name, kind in inspect.getmembers(specs, inspect.isclass):
         if kind.__module__ == specs.__name__:
-            lines += [f"### `{name}`", "", *_docstring(kind.__doc__ or ""), ""]
-            lines += _table(
-                ("field", "type", "default"),
-                [
-                    (f"`{entry.name}`", f"`{entry.type}`", _default(entry))
-                    for entry in dataclasses.fields(kind)
-                ],
-            )
+            lines += _class(name, kind)
+    lines += ["## Extensions", "", _first_line(extensions.__doc__), ""]
+    for name, kind in inspect.getmembers(extensions, inspect.isclass):
+        if kind.__module__ == extensions.__name__:
+            lines += _class(name, kind)
     return _join(lines)
+
+
+def _class(name: str, kind: type) -> list[str]:
+    """A class: what it says, then its fields, or its methods."""
+    lines = [f"### `{name}`", "", *_docstring(kind.__doc__ or ""), ""]
+    if dataclasses.is_dataclass(kind):
+        rows = [(f"`{entry.name}`", f"`{entry.type}`", _default(entry)) for entry in dataclasses.fields(kind)]
+        return lines + _table(("field", "type", "default"), rows)
+    for method, function in vars(kind).items():
+        is_own = inspect.isfunction(function) and function.__module__ == kind.__module__
+        if is_own and function.__doc__ and method not in ("__init__", "__subclasshook__"):
+            lines += ["```python", _signature(method, function), "```", ""]
+            lines += [*_docstring(function.__doc__), ""]
+    return lines
+
+
+def _hook_text(doc: str) -> list[str]:
+    """A hook's docstring: its arguments, and When, Returns, Ordering, Errors and Since, as lists."""
+    lines: list[str] = []
+    for line in inspect.cleandoc(doc).splitlines():
+        key, separator, text = line.strip().partition(": ")
+        if line == "Args:":
+            lines += ["Arguments:", ""]
+        elif line.startswith("    ") and separator:
+            lines.append(f"- `{key}`: {text}")
+        elif separator and key in ("When", "Returns", "Ordering", "Errors", "Since"):
+            lines.append(f"- **{key}**: {text}")
+        else:
+            lines.append(f"  {line.strip()}" if line and lines and lines[-1].startswith("- ") else line)
+    return lines
 
 
 def _command(
@@ -130,6 +179,19 @@ def _command(
     return lines + (_table(("flag", "meaning"), rows) if rows else []) + below
 
 
+def _fields_table(fields: Mapping[str, FieldInfo]) -> list[str]:
+    rows = [
+        (
+            f"`{name}`",
+            f"`{_type(entry.annotation)}`",
+            "empty" if entry.default_factory else f"`{entry.default!r}`",
+            entry.description or "",
+        )
+        for name, entry in fields.items()
+    ]
+    return _table(("key", "type", "default", "meaning"), rows)
+
+
 def _setting_table(settings: list[Setting]) -> list[str]:
     rows = [
         (
@@ -144,7 +206,7 @@ def _setting_table(settings: list[Setting]) -> list[str]:
     return _table(("keyword", "flag", "type", "default", "meaning"), rows)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     def line(cells: tuple[str, ...]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

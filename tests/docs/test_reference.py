@@ -12,8 +12,9 @@ from types import ModuleType
 
 import pytest
 
-from quire.api import hookspecs, specs
+from quire.api import extensions, hookspecs, specs
 from quire.api.config import SECTIONS, PluginSettings
+from quire.api.plugin_settings import OrderSettings
 from quire.api.request import SamplingParams
 from quire.cli.flags import sampling_settings
 
@@ -61,8 +62,43 @@ def test_every_spec_is_documented() -> None:
         assert kind.__doc__
 
 
+def test_every_extension_is_documented() -> None:
+    text = (DOCS / "reference" / "hooks.md").read_text(encoding="utf-8")
+    for name, kind in inspect.getmembers(extensions, inspect.isclass):
+        if kind.__module__ != extensions.__name__:
+            continue
+        assert f"### `{name}`" in text
+        assert kind.__doc__
+        for method, function in inspect.getmembers(kind, inspect.isfunction):
+            if not method.startswith("_") and function.__module__ == kind.__module__:
+                assert f"def {method}(" in text
+    for point, scope in hookspecs.EXTENSION_POINTS.items():
+        assert f"| `{point}` | {scope} |" in text
+
+
+def test_hooks_stand_in_the_order_of_an_engines_life() -> None:
+    text = (DOCS / "reference" / "hooks.md").read_text(encoding="utf-8")
+    assert re.findall(r"^### `(quire_\w+)`$", text, re.MULTILINE) == list(hookspecs.HOOKS)
+
+
+def test_every_setting_of_plugins_has_a_key_and_a_flag() -> None:
+    text = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    flags = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+    named = {
+        "allow": "--plugin",
+        "deny": "--no-plugin",
+        "autoload": "--no-plugin-autoload",
+        "options": "--plugin-option",
+        "trace": "--trace-plugins",
+    }
+    for name in PluginSettings.model_fields:
+        assert f"| `{name}` |" in text
+        flag = named.get(name, f"--plugin-{name.replace('_', '-')}")
+        assert re.search(rf"\| `{flag}[ `]", flags), f"{flag} is not in cli.md"
+
+
 def test_every_setting_has_a_description() -> None:
-    for model in (*SECTIONS.values(), PluginSettings):
+    for model in (*SECTIONS.values(), PluginSettings, OrderSettings):
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name} has no description"
 

@@ -16,15 +16,42 @@ from equivalence import (
     run_case,
 )
 
-from quire.testing.tiny_models import write_tiny_gpt2, write_tiny_llama, write_tiny_qwen2
+from quire.testing.tiny_models import (
+    write_tiny_gpt2,
+    write_tiny_llama,
+    write_tiny_mistral,
+    write_tiny_mpt,
+    write_tiny_qwen2,
+    write_tiny_qwen3,
+)
 
-FAMILIES = {"llama": write_tiny_llama, "qwen2": write_tiny_qwen2, "gpt2": write_tiny_gpt2}
+FAMILIES = {
+    "llama": write_tiny_llama,
+    "qwen2": write_tiny_qwen2,
+    "qwen3": write_tiny_qwen3,
+    "mistral": write_tiny_mistral,
+    "gpt2": write_tiny_gpt2,
+    "mpt": write_tiny_mpt,
+}
+TRAITS: dict[str, dict[str, object]] = {
+    "llama": {"max_position_embeddings": 128},
+    "qwen2": {"max_position_embeddings": 128},
+    "qwen3": {
+        "max_position_embeddings": 128,
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 1,
+    },
+    "mistral": {"max_position_embeddings": 128, "sliding_window": 9, "head_dim": 12},
+    "gpt2": {"n_positions": 128},
+    "mpt": {"max_seq_len": 128, "n_heads": 6, "d_model": 48, "attn_config": {"clip_qkv": 2.0}},
+}
+"""Windows shorter than most prompts, six heads with alibi: beside what the writers choose."""
 Prepared = tuple[Path, list[Job], list[list[int]]]
 
 
 def _prepare(family: str, folder: Path, count: int) -> Prepared:
-    limit = {"n_positions": 128} if family == "gpt2" else {"max_position_embeddings": 128}
-    FAMILIES[family](folder, **limit)
+    FAMILIES[family](folder, **TRAITS[family])
     jobs = make_jobs(count, vocab_size=96, seed=1)
     return folder, jobs, reference_tokens(folder, jobs)
 

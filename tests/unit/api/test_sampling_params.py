@@ -43,7 +43,6 @@ REFUSED = [
     ("bad_words", ["x"]),
     ("best_of", 2),
     ("early_stopping", True),
-    ("extra_args", {"key": 1}),
     ("flat_logprobs", True),
     ("guided_decoding", {"json": {}}),
     ("length_penalty", 0.5),
@@ -79,8 +78,51 @@ def test_any_other_value_is_refused_with_name_value_and_remedy(name: str, value:
 
 
 def test_every_foreign_field_is_refused_at_some_value_and_is_no_field_of_ours() -> None:
-    assert {name for name, _ in REFUSED} == {*FOREIGN_FIELDS, "extra_args"}
+    assert {name for name, _ in REFUSED} == set(FOREIGN_FIELDS)
     assert not FOREIGN_FIELDS.keys() & {field.name for field in dataclasses.fields(SamplingParams)}
+
+
+def test_extra_args_are_plain_data_and_copied() -> None:
+    given = {"mask": {"ids": [1, (2, 3)], "on": True, "by": None, "scale": 0.5}, "other": "x"}
+    params = SamplingParams(extra_args=given)
+    copied = params.extra_args_copy()
+    assert copied == {"mask": {"ids": [1, [2, 3]], "on": True, "by": None, "scale": 0.5}, "other": "x"}
+    given["mask"]["ids"].append(9)  # type: ignore[index]
+    assert copied["mask"]["ids"] == [1, [2, 3]]  # type: ignore[index]
+    assert SamplingParams().extra_args_copy() == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([1], "must map names"),
+        ({1: 2}, "has the key 1"),
+        ({"a": {"b": [object()]}}, r"extra_args\['a'\]\['b'\]\[0\] is a object: give plain data"),
+        ({"a": {1, 2}}, r"\['a'\] is a set"),
+    ],
+)
+def test_extra_args_that_are_not_plain_are_refused(value: object, words: str) -> None:
+    with pytest.raises(SamplingParamsError, match=words):
+        SamplingParams(extra_args=value)  # type: ignore[arg-type]
+
+
+def test_extra_args_that_hold_themselves_are_refused() -> None:
+    loop: dict[str, object] = {}
+    loop["a"] = loop
+    with pytest.raises(SamplingParamsError, match="nested more than 16 deep"):
+        SamplingParams(extra_args=loop)
+
+
+def test_a_read_only_copy_keeps_its_own() -> None:
+    params = SamplingParams(stop="a", stop_token_ids=[1], logit_bias={2: 1.0}, extra_args={"x": [1]})
+    copied = params.read_only_copy()
+    assert (copied.stop, copied.stop_token_ids) == (("a",), (1,))
+    assert dict(copied.logit_bias or {}) == {2: 1.0} and dict(copied.extra_args or {}) == {"x": [1]}
+    copied.temperature = 0.0
+    copied.extra_args["x"].append(2)  # type: ignore[index]
+    with pytest.raises(TypeError):
+        copied.logit_bias[3] = 1.0  # type: ignore[index]
+    assert params == SamplingParams(stop="a", stop_token_ids=[1], logit_bias={2: 1.0}, extra_args={"x": [1]})
 
 
 def test_best_of_as_many_as_n_is_plain_sampling() -> None:

@@ -10,7 +10,7 @@ from quire.api.config import PluginSettings
 from quire.api.hookspecs import hookimpl
 from quire.api.specs import ModelSpec, PluginInfo
 from quire.cli.main import main
-from quire.cli.plugins import as_json, as_text
+from quire.cli.plugins.listing import as_json, as_text
 from quire.plugins import Candidate, Discovery, DiscoveryProblem, PluginHost
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +38,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["plugins", "list", "--help"],
         ["plugins", "list"],
         ["plugins", "list", "--json"],
+        ["plugins", "info", "llama"],
+        ["plugins", "info", "llama", "--json"],
+        *(["plugins", action, "--help"] for action in ("info", "doctor", "check", "ops", "new")),
     ],
 )
 def test_no_torch(arguments: list[str]) -> None:
@@ -61,6 +67,22 @@ def test_bad_flags_are_one_line_and_exit_2_before_torch(arguments: list[str], me
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not result.stdout
+
+
+def test_twenty_plugins_are_listed_without_torch(install: Callable[..., Path]) -> None:
+    for index in range(20):
+        install(f"one-of-{index}", distribution=f"quire-pack-{index % 4}")
+    result = run("plugins", "list", "--json")
+    assert result.returncode == 0, result.stderr
+    plugins = json.loads(result.stdout)["plugins"]
+    enabled = {entry["name"] for entry in plugins if entry["status"] == "enabled"}
+    assert {f"one-of-{index}" for index in range(20)} <= enabled
+
+
+def test_a_new_distribution_is_written_without_torch(tmp_path: Path) -> None:
+    result = run("plugins", "new", "model", "quire-abc", "--output", str(tmp_path / "quire-abc"))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "quire-abc" / "pyproject.toml").is_file()
 
 
 def test_debug_shows_the_traceback() -> None:

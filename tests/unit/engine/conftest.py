@@ -7,16 +7,20 @@ from collections.abc import Callable
 import pytest
 
 from quire.api.config import EngineConfig
+from quire.api.extensions import EngineObserver, RequestView, SchedulingPolicy, StepReport
 from quire.api.request import SamplingParams
 from quire.api.step import RowResult, StepPlan, StepResult
 from quire.engine.engine import Engine
+from quire.engine.guarded_policy import GuardedPolicy
 from quire.engine.inputs import InputProcessor
+from quire.engine.observers import Observers
 from quire.engine.parts import EngineParts
 from quire.execution.executor import InProcessExecutor
 from quire.kvcache.block_manager import BlockManager
+from quire.plugins.calls import PluginCalls
 from quire.plugins.host import PluginHost
 from quire.scheduling.plan import SchedulerLimits
-from quire.scheduling.policies import create_policy
+from quire.scheduling.policies import FcfsPolicy, PriorityPolicy
 from quire.scheduling.scheduler import Scheduler
 
 VOCAB = 26
@@ -35,6 +39,19 @@ class Letters:
 
 def next_token(token_ids: list[int]) -> int:
     return hash(tuple(token_ids)) % (VOCAB - 1) + 1
+
+
+class Watcher(EngineObserver):
+    """Sees all, does nothing."""
+
+    def request_added(self, request: RequestView) -> None:
+        pass
+
+    def step_finished(self, step: StepReport) -> None:
+        pass
+
+    def request_finished(self, request: RequestView, finish_reason: str) -> None:
+        pass
 
 
 class HashRunner:
@@ -74,19 +91,27 @@ def build(
     budget: int = 12,
     policy: str = "fcfs",
     has_text: bool = True,
+    has_plugins: bool = False,
 ) -> Engine:
     manager = BlockManager(num_blocks, 4)
     limits = SchedulerLimits(4, budget, max_model_len)
     tokenizer = Letters() if has_text else None
+    ordering: SchedulingPolicy = {"fcfs": FcfsPolicy, "priority": PriorityPolicy}[policy]()
+    calls, failures = PluginCalls(), {}
+    attached = [("watch", Watcher())] if has_plugins else []
+    if has_plugins:
+        ordering = GuardedPolicy(policy, "orders", "plugin 'orders' (a test)", ordering, calls, failures)
     return Engine(
         EngineParts(
             config=EngineConfig(),
             host=PluginHost(),
             inputs=InputProcessor(VOCAB, max_model_len, tokenizer),
-            scheduler=Scheduler(limits, manager, create_policy(policy)),
+            scheduler=Scheduler(limits, manager, ordering),
             executor=InProcessExecutor(HashRunner(4)),
             tokenizer=tokenizer,  # type: ignore[arg-type]
             eos_token_ids=frozenset([EOS]),
+            observers=Observers(attached, calls, limit_s=60.0),
+            failures=failures,
         )
     )
 

@@ -81,14 +81,15 @@ def assert_as_new(engine: Engine, expected: list[list[list[int]]], where: str) -
     assert scheduler.block_manager.usage().num_used_blocks == 0, where
 
 
-def scarce(make_engine: Callable[..., Engine]) -> Engine:
+def scarce(make_engine: Callable[..., Engine], has_plugins: bool = False) -> Engine:
     """Few enough blocks that requests are preempted, and a budget that cuts prompts in parts."""
-    return make_engine(10, budget=7)
+    return make_engine(10, budget=7, has_plugins=has_plugins)
 
 
+@pytest.mark.parametrize("has_plugins", [False, True])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_exception_at_any_line_of_a_step(make_engine, error):
-    plain = scarce(make_engine)
+def test_an_exception_at_any_line_of_a_step(make_engine, error, has_plugins):
+    plain = scarce(make_engine, has_plugins)
     counter = Interrupter(-1)
     expected = generate(plain, counter)
     stats = plain._scheduler.stats()
@@ -96,7 +97,7 @@ def test_an_exception_at_any_line_of_a_step(make_engine, error):
     stride = counter.num_lines // 150  # every line was tried once, and held
     reached = set()
     for at in range(1, counter.num_lines, stride):
-        engine, interrupter = scarce(make_engine), Interrupter(at, error)
+        engine, interrupter = scarce(make_engine, has_plugins), Interrupter(at, error)
         if error is KeyboardInterrupt:
             with pytest.raises(KeyboardInterrupt):
                 generate(engine, interrupter)
@@ -107,11 +108,13 @@ def test_an_exception_at_any_line_of_a_step(make_engine, error):
         reached.add(interrupter.where.split(":")[0])
         assert_as_new(engine, expected, interrupter.where)
     assert {"scheduler.py", "planner.py", "tracked.py", "block_manager.py", "outputs.py"} <= reached
+    assert not has_plugins or {"guarded_policy.py", "observers.py"} <= reached
 
 
+@pytest.mark.parametrize("has_plugins", [False, True])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_exception_at_any_line_of_queueing(make_engine, error):
-    engine = scarce(make_engine)
+def test_an_exception_at_any_line_of_queueing(make_engine, error, has_plugins):
+    engine = scarce(make_engine, has_plugins)
     expected = generate(engine)
     params = SamplingParams(n=3, max_tokens=2)
     counter = Interrupter(-1)
@@ -120,8 +123,10 @@ def test_an_exception_at_any_line_of_queueing(make_engine, error):
     engine.discard("a")
     for at in range(1, counter.num_lines, 3):
         interrupter = Interrupter(at, error)
-        with pytest.raises(error), interrupter.watch():
+        is_guarded = has_plugins and error is ValueError  # then it may be a plugin's, and ends a request
+        with suppress(error) if is_guarded else pytest.raises(error), interrupter.watch():
             engine.add_request([1, 2, 3], params, request_id="a")
+        assert interrupter.where
         engine.discard("a")
         assert_as_new(engine, expected, interrupter.where)
 
@@ -183,6 +188,22 @@ def test_a_choice_that_ended_unseen_is_not_shown_as_complete(make_engine, monkey
     output = engine.output(name)
     assert (output.outputs[0].token_ids, output.outputs[0].finish_reason) == ([], "error")
     assert isinstance(output.error, StepError)
+
+
+def test_a_reset_forgets_what_was_to_fail(make_engine, expected_tokens, greedy, monkeypatch):
+    engine = make_engine()
+    engine.add_request([1, 2], greedy, request_id="a")
+    engine._failures["a"] = RuntimeError("planted")
+    other = engine.add_request([3], greedy)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._scheduler, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.abort(other)
+    engine.discard("a")
+    engine.add_request([1, 2], greedy, request_id="a")
+    while not engine.is_finished("a"):
+        engine.step()
+    assert engine.output("a").outputs[0].token_ids == expected_tokens([1, 2], 5)
 
 
 def test_refusals_reset_nothing(make_engine, greedy):

@@ -7,7 +7,17 @@ import sys
 
 from quire.plugins import PluginHost, resolve_factory
 
-MODULES = ("llama.plugin", "qwen2.plugin", "gpt2.plugin", "tiny_plugin")
+PLUGINS = ("llama", "qwen2", "qwen3", "mistral", "gpt2", "mpt")
+MODULES = (*(f"{name}.plugin" for name in PLUGINS), "tiny_plugin")
+ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "MistralForCausalLM",
+    "GPT2LMHeadModel",
+    "MptForCausalLM",
+    "MPTForCausalLM",
+)
 
 
 def test_plugin_modules_import_no_torch() -> None:
@@ -20,7 +30,7 @@ def test_plugin_modules_import_no_torch() -> None:
 
 
 def test_architectures_resolve(host: PluginHost) -> None:
-    for architecture in ("LlamaForCausalLM", "Qwen2ForCausalLM", "GPT2LMHeadModel"):
+    for architecture in ARCHITECTURES:
         registration = host.models.registration(architecture)
         factory = resolve_factory(host.models.spec(architecture).factory, registration)
         assert callable(factory)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from quire.plugins import Discovery, discover_candidates
+from quire.api.config import PluginSettings
+from quire.api.hookspecs import hookimpl
+from quire.api.specs import PluginInfo
+from quire.plugins import Discovery, HookApi, PluginHost, discover_candidates
 
 MakePlugin = Callable[..., Path]
 
@@ -75,3 +79,34 @@ def found(site: Path) -> Callable[[], Discovery]:
         return Discovery(mine, problems)
 
     return discover
+
+
+@pytest.fixture
+def plugin() -> Callable[..., types.ModuleType]:
+    """Make a plugin in memory: hooks by name without the prefix, e.g. `register_models=lambda: []`."""
+
+    def make(
+        name: str, *, info: PluginInfo | None = None, **hooks: Callable[..., object]
+    ) -> types.ModuleType:
+        module = types.ModuleType(name)
+        info = info or PluginInfo(api=">=1,<2")
+        module.quire_plugin_info = hookimpl(lambda: info)  # type: ignore[attr-defined]
+        for hook, function in hooks.items():
+            setattr(module, f"quire_{hook}", hookimpl(function))
+        return module
+
+    return make
+
+
+@pytest.fixture
+def host_of() -> Callable[..., PluginHost]:
+    """A host of core and the given plugins alone; keywords are settings, and `strict` and `api`."""
+
+    def build(
+        *plugins: object, strict: bool = True, api: HookApi | None = None, **settings: object
+    ) -> PluginHost:
+        nothing = Discovery((), ())
+        given = PluginSettings.model_validate(settings)
+        return PluginHost.discover(given, plugins, strict=strict, discovery=nothing, api=api)
+
+    return build

@@ -280,3 +280,14 @@ def test_an_unknown_plugin_name_gets_a_hint(found: Found) -> None:
 
 def test_commands_are_specs(found: Found) -> None:
     assert all(isinstance(spec, CommandSpec) for spec in load(found).commands.specs())
+
+
+def test_a_record_says_where_a_plugin_comes_from_and_what_its_import_cost(
+    make_plugin: MakePlugin, found: Found, site: Path
+) -> None:
+    make_plugin("foo", "import time\ntime.sleep(0.01)\n" + MODEL, module="foo_source")
+    record = load(found).record("foo")
+    assert record.source == str(site / "foo_source.py")
+    assert record.import_s >= 0.01
+    assert set(record.hooks) == {"quire_plugin_info", "quire_register_models"}
+    assert load(found, deny=("foo",)).record("foo").source == ""

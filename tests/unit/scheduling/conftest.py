@@ -11,7 +11,7 @@ from quire.api.request import FinishReason, Request, SamplingParams
 from quire.api.step import PlanRow, RowResult, StepPlan, StepResult
 from quire.kvcache.block_manager import BlockManager
 from quire.scheduling.plan import RequestUpdate, SchedulerLimits
-from quire.scheduling.policies import create_policy
+from quire.scheduling.policies import FcfsPolicy, PriorityPolicy
 from quire.scheduling.scheduler import Scheduler
 
 VOCABULARY = 4
@@ -131,7 +131,9 @@ class Driver:
     ) -> None:
         self.manager = BlockManager(num_blocks, 4, caching)
         limits = SchedulerLimits(max_num_seqs, budget, max_model_len, chunked)
-        self.scheduler = Scheduler(limits, self.manager, create_policy(policy))
+        self.scheduler = Scheduler(
+            limits, self.manager, {"fcfs": FcfsPolicy, "priority": PriorityPolicy}[policy]()
+        )
         self.runner = ModelRunner(num_blocks, 4)
         self.late = late
         self.pending: list[tuple[StepPlan, StepResult]] = []

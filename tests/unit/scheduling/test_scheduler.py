@@ -6,7 +6,6 @@ from quire.api.errors import CapacityError, ConfigError, NumericalError, PromptE
 from quire.api.request import FinishReason, RequestStatus
 from quire.api.step import RowResult, StepResult, TokenLogprobs
 from quire.scheduling.plan import SchedulerLimits
-from quire.scheduling.policies import create_policy
 
 BOTH_MODES = pytest.mark.parametrize("late", [False, True], ids=["sync", "late"])
 
@@ -105,8 +104,6 @@ def test_refusals_change_nothing(make_driver):
     assert driver.scheduler.num_waiting == 1
     with pytest.raises(ConfigError, match="max_num_seqs=0"):
         SchedulerLimits(0, 1, 10)
-    with pytest.raises(ConfigError, match="fcfs, priority"):
-        create_policy("lifo")
 
 
 @BOTH_MODES

@@ -16,8 +16,16 @@ from hypothesis.stateful import (
 )
 
 from quire.api.request import RequestStatus
+from quire.scheduling.policies import FcfsPolicy, PriorityPolicy
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=14)
+
+
+class LastFirst:
+    """A policy under which each new request goes before all others."""
+
+    def key(self, request, arrival_index):
+        return (-arrival_index,)
 
 
 def build_machine(make_driver, late: int, counts: Counter[str]) -> type[RuleBasedStateMachine]:
@@ -70,6 +78,11 @@ def build_machine(make_driver, late: int, counts: Counter[str]) -> type[RuleBase
         @rule()
         def catch_up(self):
             self.driver.update()
+
+        @rule(policy=st.sampled_from([FcfsPolicy(), PriorityPolicy(), LastFirst()]))
+        def change_policy(self, policy):
+            self.driver.scheduler.set_policy(policy)
+            self.driver.scheduler.check_invariants()
 
         @precondition(lambda self: self.driver.scheduler.has_unfinished)
         @rule(data=st.data())

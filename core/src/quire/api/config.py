@@ -7,14 +7,40 @@ models: every field name is unique over the sections, and its description is its
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from quire.api.errors import ConfigError
+from quire.api.foreign_keywords import check_foreign_keyword
+from quire.api.plugin_settings import (
+    ENVIRONMENT_VARIABLE,
+    OrderSettings,
+    PluginSettings,
+    merge_plugin_settings,
+    read_environment,
+)
+from quire.api.section import Section
+
+__all__ = [
+    "SECTIONS",
+    "CacheSettings",
+    "DTypeSetting",
+    "DeviceSettings",
+    "EngineConfig",
+    "ModelSettings",
+    "PathOrName",
+    "PluginSettings",
+    "SchedulerSettings",
+    "Section",
+    "Size",
+    "layered_plugin_settings",
+    "read_toml",
+]
 
 _SUFFIXES = {
     "k": 10**3,
@@ -60,12 +86,6 @@ PathOrName = Annotated[str, BeforeValidator(_parse_path)]
 DTypeSetting = Annotated[
     Literal["auto", "bfloat16", "float16", "float32", "float64"], BeforeValidator(_parse_dtype)
 ]
-
-
-class Section(BaseModel):
-    """Base of the sections: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class ModelSettings(Section):
@@ -143,16 +163,6 @@ class DeviceSettings(Section):
     enforce_eager: bool = Field(False, description="never capture steps as graphs")
 
 
-class PluginSettings(Section):
-    """Which plugins are loaded."""
-
-    allow: tuple[str, ...] | None = Field(None, description="load only these plugins")
-    deny: tuple[str, ...] = Field((), description="never load these plugins; wins over allow")
-    autoload: bool = Field(
-        True, description="load every installed plugin that is not denied; false loads only the allowed"
-    )
-
-
 SECTIONS: Mapping[str, type[Section]] = {
     "model": ModelSettings,
     "cache": CacheSettings,
@@ -160,25 +170,6 @@ SECTIONS: Mapping[str, type[Section]] = {
     "device": DeviceSettings,
 }
 """The sections whose fields are keywords of `LLM` and CLI flags; `plugins` has names of its own."""
-
-_ACCEPTED_DEFAULTS: Mapping[str, tuple[object, str]] = {
-    "use_v2_block_manager": (True, "block manager v2 is the only one"),
-    "quantization": (None, "no quantization method is registered; load a 16-bit checkpoint"),
-    "speculative_config": (None, "no drafter is registered; leave it out"),
-    "speculative_model": (None, "no drafter is registered; leave it out"),
-    "num_speculative_tokens": (None, "no drafter is registered; leave it out"),
-    "ngram_prompt_lookup_max": (None, "no drafter is registered; leave it out"),
-    "ngram_prompt_lookup_min": (None, "no drafter is registered; leave it out"),
-    "pipeline_parallel_size": (1, "this version runs one rank"),
-    "kv_cache_dtype": ("auto", "the KV cache has the model's dtype; leave it out"),
-    "tokenizer_mode": ("auto", "there is one kind of tokenizer; leave it out"),
-    "load_format": ("auto", "only safetensors are read"),
-}
-"""vLLM keywords without a setting here: the value that changes nothing, and what to say of others."""
-
-
-_IGNORED = frozenset({"disable_log_stats", "swap_space"})
-"""vLLM keywords that change no result here: statistics are always counted, preempted requests recomputed."""
 
 
 class EngineConfig(Section):
@@ -194,6 +185,9 @@ class EngineConfig(Section):
     def from_keywords(cls, keywords: Mapping[str, object], file: Path | None = None) -> EngineConfig:
         """Build from flat keywords over the sections of a `quire.toml`.
 
+        The plugins' settings come from keywords over the variable QUIRE_PLUGINS over the file; deny
+        lists add up.
+
         Args:
             keywords: field names of any section, and `plugins` (a PluginSettings or a mapping).
             file: a TOML file of sections; its values yield to keywords.
@@ -203,17 +197,20 @@ class EngineConfig(Section):
                 malformed file.
         """
         sections: dict[str, dict[str, object]] = read_toml(file) if file else {}
+        given: object = None
         owner = {name: section for section, model in SECTIONS.items() for name in model.model_fields}
         for name, value in keywords.items():
             if value is None:
                 continue  # None is the default, whatever that is
             if name == "plugins":
-                sections["plugins"] = _plugin_keywords(value)
+                given = value
             elif name in owner:
                 sections.setdefault(owner[name], {})[name] = value
             else:
-                _check_foreign_keyword(name, value, [*owner, "plugins"])
-        return cls.validated(sections)
+                check_foreign_keyword(name, value, [*owner, "plugins"])
+        from_file = sections.pop("plugins", {})
+        plugins = layered_plugin_settings(from_file, _plugin_keywords(given))
+        return cls.validated({**sections, "plugins": plugins})
 
     @classmethod
     def validated(cls, sections: Mapping[str, object]) -> EngineConfig:
@@ -249,25 +246,43 @@ def read_toml(file: Path) -> dict[str, dict[str, object]]:
     return cast("dict[str, dict[str, object]]", data)
 
 
-def _plugin_keywords(value: object) -> dict[str, object]:
+def layered_plugin_settings(
+    from_file: Mapping[str, object], given: PluginSettings, environment: Mapping[str, str] = os.environ
+) -> PluginSettings:
+    """The plugins' settings of a file, the environment and a program or command line, weakest first.
+
+    Raises:
+        ConfigError: the section of the file, or the variable QUIRE_PLUGINS, is malformed.
+    """
+    layers = [_plugin_section(from_file, "")]
+    from_environment = read_environment(environment.get(ENVIRONMENT_VARIABLE))
+    if from_environment:
+        layers.append(_plugin_section(from_environment, f"{ENVIRONMENT_VARIABLE}: "))
+    return merge_plugin_settings([*layers, given])
+
+
+def _plugin_section(section: Mapping[str, object], source: str) -> PluginSettings:
+    try:
+        return EngineConfig.validated({"plugins": section}).plugins
+    except ConfigError as error:
+        raise ConfigError(f"{source}{error}") from None
+
+
+def _plugin_keywords(value: object) -> PluginSettings:
+    if value is None:
+        return PluginSettings()
     if isinstance(value, PluginSettings):
-        return value.model_dump()
+        return value
     if isinstance(value, Mapping):
-        return {str(key): entry for key, entry in value.items()}
-    raise ConfigError(f"plugins={value!r}: give a mapping with allow, deny, autoload")
+        return _plugin_section({str(key): entry for key, entry in value.items()}, "")
+    names = ", ".join(PluginSettings.model_fields)
+    raise ConfigError(f"plugins={value!r}: give a mapping with {names}")
 
 
-def _check_foreign_keyword(name: str, value: object, valid: list[str]) -> None:
-    if name in _IGNORED:
-        return
-    if name in _ACCEPTED_DEFAULTS:
-        neutral, explanation = _ACCEPTED_DEFAULTS[name]
-        if value == neutral:
-            return
-        raise ConfigError(f"{name}={value!r} is not served: {explanation}")
-    near = difflib.get_close_matches(name, valid, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; valid are {', '.join(sorted(valid))}"
-    raise ConfigError(f"unknown setting {name!r}{hint}")
+def _section_at(place: Sequence[str]) -> type[Section]:
+    if len(place) == 1:
+        return EngineConfig
+    return OrderSettings if place[:2] == ["plugins", "order"] else SECTIONS.get(place[0], PluginSettings)
 
 
 def _describe(error: ValidationError) -> str:
@@ -275,12 +290,13 @@ def _describe(error: ValidationError) -> str:
     for problem in error.errors(include_url=False, include_context=False):
         place = [str(part) for part in problem["loc"]]
         name = place[-1] if place else "configuration"
+        path = ".".join(place[1:]) or name
         if problem["type"] == "extra_forbidden":
-            section = SECTIONS.get(place[0], PluginSettings) if len(place) > 1 else EngineConfig
+            section = _section_at(place)
             near = difflib.get_close_matches(name, list(section.model_fields), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"valid are {', '.join(section.model_fields)}"
             lines.append(f"unknown setting {'.'.join(place)!r}; {hint}")
         else:
             value: Any = problem.get("input")
-            lines.append(f"{name}={value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+            lines.append(f"{path}={value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
     return "; ".join(lines)

@@ -55,6 +55,10 @@ class PluginError(QuireError, RuntimeError):
     """A plugin cannot be found, imported, registered, or collides with another one."""
 
 
+class ExtensionError(PluginError):
+    """A plugin's code failed while it served a request; that request is failed, its neighbours go on."""
+
+
 class DeviceError(QuireError, RuntimeError):
     """A device does not exist here or does not support what was asked of it."""
 

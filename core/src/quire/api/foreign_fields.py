@@ -42,7 +42,9 @@ FOREIGN_FIELDS: Mapping[str, ForeignField] = {
     "flat_logprobs": ForeignField("logprobs are one mapping per position: leave it out", (False,)),
     "guided_decoding": ForeignField("check the output and ask again, or leave it out"),
     "length_penalty": ForeignField("it belongs to beam search: ask for n sampled choices", (1, 1.0)),
-    "logits_processors": ForeignField("use logit_bias, or leave it out"),
+    "logits_processors": ForeignField(
+        "name a processor that a plugin registers: extra_args={name: arguments}, or use logit_bias"
+    ),
     "logprob_token_ids": ForeignField("logprobs=-1 gives those of all tokens"),
     "output_kind": ForeignField("outputs are cumulative (0): leave it out", (0, "CUMULATIVE", "cumulative")),
     "repetition_detection": ForeignField("use repetition_penalty or stop"),

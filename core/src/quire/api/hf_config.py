@@ -142,6 +142,41 @@ def require_heads(config: HFConfig) -> HeadLayout:
     return HeadLayout(num_heads, num_kv_heads, head_size)
 
 
+def layer_windows(config: HFConfig, num_layers: int) -> tuple[int | None, ...]:
+    """Each layer's attention window (see AttentionParams) by the keys that Qwen's models use.
+
+    None everywhere unless `use_sliding_window`. By `layer_types`, where the config has them; else the
+    layers from `max_window_layers` on slide.
+
+    Raises:
+        CheckpointError: `layer_types` has another length, or a sliding layer and no window in use.
+        UnsupportedModelError: a layer is neither full_attention nor sliding_attention.
+    """
+    window = optional_int(config, "sliding_window", minimum=1)
+    if not optional_bool(config, "use_sliding_window", default=False):
+        window = None
+    types = optional_strings(config, "layer_types")
+    if types is None:
+        first = optional_int(config, "max_window_layers", minimum=0)
+        first = 28 if first is None else first
+        return tuple(window if index >= first else None for index in range(num_layers))
+    if len(types) != num_layers:
+        raise CheckpointError(
+            f"config.json: layer_types has {len(types)} entries; num_hidden_layers is {num_layers}"
+        )
+    unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise UnsupportedModelError(
+            f"config.json: layer type {unknown[0]!r} is not served; "
+            "served are full_attention and sliding_attention"
+        )
+    if "sliding_attention" in types and window is None:
+        raise CheckpointError(
+            "config.json: layer_types has sliding_attention; it needs a sliding_window in use"
+        )
+    return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+
 def _check_divides(value: int, divisor: int, value_name: str, divisor_name: str) -> None:
     if value % divisor:
         raise CheckpointError(f"config.json: {value_name} {value} is no multiple of {divisor_name} {divisor}")

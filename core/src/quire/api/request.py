@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
+from typing import cast
 
 from quire.api.errors import SamplingParamsError
 from quire.api.foreign_fields import takes_foreign_fields
+from quire.api.plain_data import NotPlainError, plain_copy
 
 MAX_NUM_CHOICES = 16384
 MAX_STOP_STRINGS = 64
@@ -57,7 +61,7 @@ class SamplingParams:
         prompt_logprobs: the same for prompt positions; such a request reads no prefix cache.
         logit_bias: token id to a bias, clamped to [-100, 100], added to the logits.
         detokenize: False leaves the text empty.
-        extra_args: for plugins; none reads it in this version, so only None or nothing is taken.
+        extra_args: for plugins: the name of a logits processor to its arguments, which are plain data.
 
     Raises:
         SamplingParamsError: a value is out of bounds or not finite, two contradict each other, or a
@@ -129,10 +133,30 @@ class SamplingParams:
             )
         self._validate_stops()
         self._validate_bias()
-        if self.extra_args:
+        if self.extra_args is not None:
+            self.extra_args_copy()
+
+    def extra_args_copy(self) -> dict[str, object]:
+        """`extra_args`, copied whole; SamplingParamsError where it is not a mapping of plain data."""
+        if not isinstance(self.extra_args, Mapping | None):
             raise SamplingParamsError(
-                f"extra_args={self.extra_args!r} is not served by this version: no plugin reads it; leave it out"
+                f"extra_args must map names of logits processors to arguments, got {self.extra_args!r}"
             )
+        try:
+            return cast("dict[str, object]", plain_copy(self.extra_args or {}, "extra_args"))
+        except NotPlainError as error:
+            raise SamplingParamsError(str(error)) from None
+
+    def read_only_copy(self) -> SamplingParams:
+        """A copy for a plugin to read: nothing that it does to the copy reaches this."""
+        copied = copy.copy(self)
+        copied.stop = self.stop_strings or None
+        copied.stop_token_ids = None if self.stop_token_ids is None else tuple(self.stop_token_ids)
+        if self.logit_bias is not None:
+            copied.logit_bias = MappingProxyType(dict(self.logit_bias))
+        if self.extra_args is not None:
+            copied.extra_args = MappingProxyType(self.extra_args_copy())
+        return copied
 
     def _validate_stops(self) -> None:
         for name in ("stop", "stop_token_ids"):
@@ -211,6 +235,7 @@ class Request:
         slot: index of this request's row state in the runner while it runs, else None.
         fork_of: the request whose prompt blocks this one shares (choices 1 to n-1), else None.
         salt: isolates the prefix cache: only requests of equal salt share blocks.
+        logits_processors: names of those that change its logits, settled when it was added.
     """
 
     request_id: str
@@ -223,6 +248,7 @@ class Request:
     arrival_s: float = 0.0
     salt: str = ""
     fork_of: Request | None = None
+    logits_processors: tuple[str, ...] = ()
     output_token_ids: list[int] = field(default_factory=list)
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0

@@ -12,6 +12,35 @@ FactoryRef = str | Callable[..., object]
 """A "module:attribute" string, imported when first used, or the callable itself."""
 
 
+Placement = Literal["frontend", "engine", "worker"]
+"""A kind of process: the one that talks to users, the one that plans, the ones that compute."""
+
+
+@dataclass(slots=True, frozen=True)
+class Capabilities:
+    """What a registered thing can be combined with; None stands for everything.
+
+    An impossible combination is refused before weights are loaded, and the message names both sides.
+
+    Attributes:
+        dtypes: of the model. devices: "cpu", "cuda".
+        quantizations: names of quantization methods; () for none.
+        tensor_parallel: works with more than one rank.
+        sliding_windows: works with layers that see only the latest tokens.
+        drafts: works when a step verifies drafted tokens.
+        prefix_caching, chunked_prefill: works with them.
+    """
+
+    dtypes: tuple[DTypeName, ...] | None = None
+    devices: tuple[str, ...] | None = None
+    quantizations: tuple[str, ...] | None = None
+    tensor_parallel: bool = True
+    sliding_windows: bool = True
+    drafts: bool = True
+    prefix_caching: bool = True
+    chunked_prefill: bool = True
+
+
 @dataclass(slots=True, frozen=True)
 class PluginInfo:
     """A plugin about itself.
@@ -19,10 +48,21 @@ class PluginInfo:
     Attributes:
         api: the range of hook API versions that it was written for, e.g. ">=1,<2".
         description: one line for `quire plugins list`.
+        options: a pydantic model of the plugin's options, or "module:Class"; None: it has none. Give
+            every option a default and a description, and forbid unknown keys or not: Quire refuses them.
+        before, after: names of plugins that are to be loaded later or earlier than this one, where installed.
+        runs_in: the kinds of process that need it.
+        affects_outputs: whether it can change logits or KV; None: decided by what it registers (models,
+            ops, attention, quantization, logits processors, prepare_model do).
     """
 
     api: str
     description: str = ""
+    options: FactoryRef | None = None
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    runs_in: tuple[Placement, ...] = ("frontend", "engine", "worker")
+    affects_outputs: bool | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -35,6 +75,98 @@ class ModelSpec:
     """
 
     architecture: str
+    factory: FactoryRef
+    capabilities: Capabilities = Capabilities()
+
+
+@dataclass(slots=True, frozen=True)
+class QuantizationSpec:
+    """A quantization method.
+
+    Attributes:
+        name: what the settings and `quire plugins doctor` call it.
+        quant_methods: labels in a checkpoint's `quantization_config` that it serves.
+        factory: see the protocol of quantization methods.
+    """
+
+    name: str
+    factory: FactoryRef
+    quant_methods: tuple[str, ...] = ()
+    capabilities: Capabilities = Capabilities()
+
+
+@dataclass(slots=True, frozen=True)
+class DrafterSpec:
+    """A drafter: `speculative_config={"method": name}` selects it; the factory gets an ExtensionContext."""
+
+    name: str
+    factory: FactoryRef
+    capabilities: Capabilities = Capabilities()
+
+
+@dataclass(slots=True, frozen=True)
+class PolicySpec:
+    """A scheduling policy: `scheduling_policy=name` selects it.
+
+    Attributes:
+        factory: called with an ExtensionContext, gives a SchedulingPolicy.
+    """
+
+    name: str
+    factory: FactoryRef
+    capabilities: Capabilities = Capabilities()
+
+
+@dataclass(slots=True, frozen=True)
+class LogitsProcessorSpec:
+    """A logits processor: `SamplingParams(extra_args={name: arguments})` asks for it.
+
+    Attributes:
+        factory: called once per engine with an ExtensionContext, gives a LogitsProcessorFactory.
+        is_always_on: whether requests that do not name it get it too (its factory may still pass).
+    """
+
+    name: str
+    factory: FactoryRef
+    is_always_on: bool = False
+    capabilities: Capabilities = Capabilities()
+
+
+@dataclass(slots=True, frozen=True)
+class ExecutorSpec:
+    """An executor; the factory gets an ExtensionContext and gives an Executor."""
+
+    name: str
+    factory: FactoryRef
+    capabilities: Capabilities = Capabilities()
+
+
+@dataclass(slots=True, frozen=True)
+class RouteSpec:
+    """An HTTP route of the server; the factory gives an ASGI endpoint.
+
+    Attributes:
+        path: "/v1/...". methods: HTTP methods.
+    """
+
+    path: str
+    factory: FactoryRef
+    methods: tuple[str, ...] = ("POST",)
+
+
+@dataclass(slots=True, frozen=True)
+class ToolParserSpec:
+    """A parser of tool calls in generated text, chosen by name."""
+
+    name: str
+    factory: FactoryRef
+
+
+@dataclass(slots=True, frozen=True)
+class ReasoningParserSpec:
+    """A parser that splits reasoning from the answer, chosen by name."""
+
+    name: str
     factory: FactoryRef
 
 
@@ -80,6 +212,7 @@ class AttentionBackendSpec:
     factory: FactoryRef
     supports: Callable[[DeviceInfo, DTypeName], str | None]
     priority: int = 10
+    capabilities: Capabilities = Capabilities()
 
 
 @dataclass(slots=True, frozen=True)

@@ -15,6 +15,8 @@ class SlotAssignment:
         token_ids: prompt and earlier output (after a preemption the output is old output).
         num_prompt_tokens: how many of `token_ids` are prompt.
         stop_token_ids: EOS and stop tokens, not sampled before `min_tokens` outputs.
+        logits_processors: names of those that change this request's logits, in their order; their
+            arguments are in `params.extra_args`.
     """
 
     slot: int
@@ -24,6 +26,7 @@ class SlotAssignment:
     params: SamplingParams
     seed: int
     stop_token_ids: frozenset[int]
+    logits_processors: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)
@@ -100,6 +103,7 @@ class RowResult:
         logprobs: one per sampled token, where asked for.
         prompt_logprobs: of prompt positions start+1 .. start+num_tokens that lie in the prompt.
         error: why this row alone failed, e.g. "logits are not finite".
+        failed_plugin: the plugin whose code failed, where that is why; the row's KV is good then.
     """
 
     slot: int
@@ -107,6 +111,7 @@ class RowResult:
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
+    failed_plugin: str | None = None
 
 
 @dataclass(slots=True, frozen=True)

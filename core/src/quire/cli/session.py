@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quire.api.config import EngineConfig
 from quire.cli.flags import add_engine_flags, add_sampling_flags, engine_keywords, sampling_params
@@ -31,7 +31,7 @@ def open_llm(args: argparse.Namespace) -> LLM:
     Raises:
         QuireError: a flag or the model is refused. Flags are checked before torch is imported.
     """
-    keywords = {**engine_keywords(args), "plugins": plugin_settings(args)}
+    keywords: dict[str, Any] = {**engine_keywords(args), "plugins": plugin_settings(args)}
     EngineConfig.from_keywords(keywords, args.config)
     sampling_params(args)
     if args.quiet:

@@ -5,36 +5,46 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
+
+from torch import nn
 
 from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.config import EngineConfig
 from quire.api.errors import CapacityError, ConfigError, QuireError, TokenizerError, UnsupportedModelError
+from quire.api.extensions import EngineInfo, ExtensionContext
 from quire.api.protocols import ModelConfig, ModelFactory
+from quire.api.specs import WeightMap
 from quire.engine.engine import Engine
+from quire.engine.extensions import DEFAULT_POLICY, ExtensionLoader, LoadedPolicy
 from quire.engine.inputs import InputProcessor
 from quire.engine.logs import show_engine_log
+from quire.engine.observers import Observers
 from quire.engine.parts import EngineParts
+from quire.engine.processor_desk import ProcessorDesk
 from quire.execution.batch_builder import BatchLimits
 from quire.execution.device import detect_device
 from quire.execution.executor import InProcessExecutor
 from quire.execution.kv_memory import KVBudget, KVDemand, size_kv_cache
 from quire.execution.model_builder import BuildSettings, BuiltModel, build_model
+from quire.execution.processors import ProcessorTable
 from quire.execution.runner import ModelRunner
 from quire.kvcache.block_manager import BlockManager
 from quire.loading.checkpoint import open_checkpoint
 from quire.loading.generation_config import GenerationConfig, load_generation_config
 from quire.loading.hf_config import architectures_of, checkpoint_dtype, read_hf_config
+from quire.loading.reader_checkpoint import ReaderCheckpoint
 from quire.loading.resolve import resolve_model_folder
 from quire.loading.tokenizer import Tokenizer
-from quire.loading.weight_map import load_weights
+from quire.loading.weight_map import TensorSource, load_weights
+from quire.nn.attention import Attention
 from quire.ops.backend_choice import BackendRequest, choose_attention_backend
 from quire.ops.table import OpTable
 from quire.plugins import PluginHost, resolve_factory
+from quire.plugins.capabilities import Combination
 from quire.scheduling.plan import SchedulerLimits
-from quire.scheduling.policies import create_policy
 from quire.scheduling.scheduler import Scheduler
 
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
@@ -42,8 +52,36 @@ DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 logger = logging.getLogger("quire")
 
 
+@dataclass(slots=True, frozen=True)
+class ModelSource:
+    """A model folder, read and understood; nothing of its weights is loaded yet."""
+
+    folder: Path
+    hf_config: Mapping[str, object]
+    architecture: str
+    factory: ModelFactory
+    config: ModelConfig
+
+
+@dataclass(slots=True, frozen=True)
+class LoadedExtensions:
+    """What plugins bring that runs with requests.
+
+    Attributes:
+        failures: filled by the policy, emptied by the engine.
+    """
+
+    policy: LoadedPolicy
+    fallback_policy: LoadedPolicy
+    processors: ProcessorDesk
+    failures: dict[str, Exception]
+
+
 def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine:
     """Load plugins, model and tokenizer, allocate the KV cache, and say what was decided.
+
+    Hooks are called in this order: resolve_model, open_checkpoint, check_config, prepare_model,
+    create_observers, engine_started.
 
     Args:
         config: validated settings.
@@ -54,39 +92,40 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     """
     show_engine_log()
     host = host or PluginHost.discover(config.plugins)
-    folder = resolve_model_folder(config.model.model, config.model.revision, host.resolve_model)
-    hf_config = read_hf_config(folder)
-    factory = _find_factory(hf_config, host)
-    _refuse_quantized(hf_config, folder)
-    model_config = factory.parse_config(hf_config)
+    source = _read_model(config, host)
+    reader = host.open_checkpoint(source.folder)
     device = detect_device(config.device.device)
-    dtype = _choose_dtype(config, hf_config, device)
-    max_model_len = _context_length(config, model_config)
-    tokenizer = None if config.model.skip_tokenizer_init else _load_tokenizer(config, folder, host)
-    generation = load_generation_config(folder, hf_config)
-    policy = create_policy(config.scheduler.scheduling_policy)
-    registrations = host.attention_backends.registrations()
-    request = BackendRequest(device, dtype, config.device.attention_backend)
-    op_registrations = [*host.ops.registrations(), *host.op_impls.registrations()]
-    ops = OpTable(op_registrations, device, dtype, resolve_factory)
-    settings = BuildSettings(
-        dtype=dtype,
+    dtype = _choose_dtype(config, source.hf_config, device)
+    max_model_len = _context_length(config, source.config)
+    host.check_config(config, device)
+    tokenizer = None if config.model.skip_tokenizer_init else _load_tokenizer(config, source.folder, host)
+    generation = load_generation_config(source.folder, source.hf_config)
+    settings, ops = _build_settings(host, config, device, dtype, max_model_len)
+    extensions = _load_extensions(host, ExtensionContext(config, device, source.config.vocab_size))
+    combination = Combination(
+        config=config,
         device=device,
-        ops=ops,
-        attention_backend=choose_attention_backend(registrations, request, resolve_factory),
-        max_model_len=max_model_len,
+        dtype=dtype,
+        architecture=source.architecture,
+        attention_backend=settings.attention_backend.name,
+        policy=extensions.policy.name,
     )
-    load = partial(load_weights, checkpoint=open_checkpoint(folder))
-    with _allocating(f"the model in {folder}"):
-        built = build_model(factory, model_config, settings, load)
+    host.check_capabilities(combination)
+    checkpoint = open_checkpoint(source.folder) if reader is None else ReaderCheckpoint(source.folder, reader)
+    loader = _WeightLoader(host, combination, checkpoint)
+    with _allocating(f"the model in {source.folder}"):
+        built = build_model(source.factory, source.config, settings, loader)
+    host.prepare_model(built.model, config)
     budget = _size_cache(config, built, detect_device(config.device.device), max_model_len)
     limits = _limits(config, budget)
+    table = ProcessorTable(extensions.processors.loaded, host.calls.call)
     with _allocating("the KV cache and the step's buffers"):
-        runner = _make_runner(settings, built, limits, budget)
+        runner = _make_runner(settings, built, limits, budget, table)
     manager = BlockManager(
         num_blocks=budget.num_blocks,
         block_size=budget.block_size,
         enable_prefix_caching=config.cache.enable_prefix_caching,
+        fingerprint=host.fingerprint().encode(),
     )
     logger.info("plugins: %s", host.summary())
     logger.info(
@@ -99,20 +138,85 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     )
     logger.info("kernels: attention %s; %s", settings.attention_backend.name, ops.summary())
     logger.info("%s", budget.describe())
-    return Engine(
+    info = EngineInfo(
+        config=config,
+        device=device,
+        model=config.model.model,
+        architecture=source.architecture,
+        num_kv_blocks=budget.num_blocks,
+        fingerprint=host.fingerprint(),
+        plugins=host.enabled_names(),
+    )
+    limit_s = config.plugins.observer_time_limit_s
+    engine = Engine(
         EngineParts(
             config=config,
             host=host,
-            inputs=InputProcessor(model_config.vocab_size, budget.max_model_len, tokenizer),
-            scheduler=Scheduler(limits, manager, policy),
+            inputs=InputProcessor(source.config.vocab_size, budget.max_model_len, tokenizer),
+            scheduler=Scheduler(limits, manager, extensions.policy.policy),
             executor=InProcessExecutor(runner),
             tokenizer=tokenizer,
             eos_token_ids=_eos_token_ids(generation, tokenizer),
             chat_template=_read_template(config.model.chat_template),
             generation=generation,
-            rope_switch_len=model_config.rope_switch_len,
+            rope_switch_len=source.config.rope_switch_len,
             runner_times=runner.times,
+            policy=extensions.policy,
+            fallback_policy=extensions.fallback_policy,
+            processors=extensions.processors,
+            observers=Observers(host.create_observers(config), host.calls, limit_s),
+            failures=extensions.failures,
+            info=info,
         )
+    )
+    host.engine_started(info)
+    return engine
+
+
+class _WeightLoader:
+    """Fills a built model, after a last look at what only its layers tell."""
+
+    def __init__(self, host: PluginHost, combination: Combination, checkpoint: TensorSource) -> None:
+        self._host = host
+        self._combination = combination
+        self._checkpoint = checkpoint
+
+    def __call__(self, model: nn.Module, weight_map: WeightMap) -> None:
+        layers = [module for module in model.modules() if isinstance(module, Attention)]
+        if any(layer.params.window is not None for layer in layers):
+            self._host.check_capabilities(replace(self._combination, has_sliding_windows=True))
+        load_weights(model, weight_map, self._checkpoint)
+
+
+def _read_model(config: EngineConfig, host: PluginHost) -> ModelSource:
+    folder = resolve_model_folder(config.model.model, config.model.revision, host.resolve_model)
+    hf_config = read_hf_config(folder)
+    architecture, factory = _find_factory(hf_config, host)
+    _refuse_quantized(hf_config, folder)
+    return ModelSource(folder, hf_config, architecture, factory, factory.parse_config(hf_config))
+
+
+def _build_settings(
+    host: PluginHost, config: EngineConfig, device: DeviceInfo, dtype: DTypeName, max_model_len: int
+) -> tuple[BuildSettings, OpTable]:
+    request = BackendRequest(device, dtype, config.device.attention_backend)
+    op_registrations = [*host.ops.registrations(), *host.op_impls.registrations()]
+    ops = OpTable(op_registrations, device, dtype, resolve_factory)
+    backend = choose_attention_backend(host.attention_backends.registrations(), request, resolve_factory)
+    settings = BuildSettings(
+        dtype=dtype, device=device, ops=ops, attention_backend=backend, max_model_len=max_model_len
+    )
+    return settings, ops
+
+
+def _load_extensions(host: PluginHost, context: ExtensionContext) -> LoadedExtensions:
+    loader = ExtensionLoader(host, context)
+    failures: dict[str, Exception] = {}
+    return LoadedExtensions(
+        policy=loader.policy(context.config.scheduler.scheduling_policy, failures),
+        fallback_policy=loader.policy(DEFAULT_POLICY, failures),
+        processors=loader.processors(),
+        failures=failures,
     )
 
 
@@ -131,12 +235,12 @@ def _allocating(what: str) -> Iterator[None]:
         ) from error
 
 
-def _find_factory(hf_config: Mapping[str, object], host: PluginHost) -> ModelFactory:
+def _find_factory(hf_config: Mapping[str, object], host: PluginHost) -> tuple[str, ModelFactory]:
     architectures = architectures_of(hf_config)
     for name in architectures:
         spec = host.models.get(name)
         if spec is not None:
-            return cast(ModelFactory, resolve_factory(spec.factory, host.models.registration(name)))
+            return name, cast(ModelFactory, resolve_factory(spec.factory, host.models.registration(name)))
     known = ", ".join(host.models) or "none"
     raise UnsupportedModelError(
         f"architecture {', '.join(architectures)} is served by no plugin; registered are {known}. "
@@ -245,7 +349,11 @@ def _limits(config: EngineConfig, budget: KVBudget) -> SchedulerLimits:
 
 
 def _make_runner(
-    settings: BuildSettings, built: BuiltModel, limits: SchedulerLimits, budget: KVBudget
+    settings: BuildSettings,
+    built: BuiltModel,
+    limits: SchedulerLimits,
+    budget: KVBudget,
+    processors: ProcessorTable,
 ) -> ModelRunner:
     buffers = BatchLimits(
         max_num_seqs=limits.max_num_seqs,
@@ -254,4 +362,5 @@ def _make_runner(
         block_size=budget.block_size,
     )
     caches = built.allocate_kv_caches(budget.num_blocks, budget.block_size)
-    return ModelRunner(built.model, settings.attention_backend, caches, buffers, built.vocab_size)
+    backend = settings.attention_backend
+    return ModelRunner(built.model, backend, caches, buffers, built.vocab_size, processors)

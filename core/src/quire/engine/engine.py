@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import itertools
 import logging
-import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from quire.api.errors import EngineClosedError, PromptError, QuireError, StepError, TokenizerError
+from quire.api.extensions import StepReport
 from quire.api.outputs import Metric, RequestOutput
 from quire.api.request import FinishReason, Request, SamplingParams
 from quire.api.step import StepPlan
+from quire.engine.extensions import LoadedPolicy
 from quire.engine.inputs import Prompt
+from quire.engine.observers import view_of_choices
 from quire.engine.outputs import RequestTracker
 from quire.engine.parts import EngineParts
+from quire.engine.plugin_switch import PluginSwitch, SwitchedParts
+from quire.engine.request_maker import NewRequest, RequestMaker
 from quire.engine.statistics import EngineStatistics
-from quire.execution.philox import derive_seed
 from quire.loading.tokenizer import Tokenizer
 from quire.scheduling.plan import RequestUpdate
 
@@ -32,20 +34,39 @@ class Engine:
 
     An exception, Ctrl-C included, leaves it usable: where the books may be half changed, all requests are
     ended and all blocks freed. (Not repaired: a second Ctrl-C within that repair.)
+
+    Attributes:
+        plugins: turns plugins off and on, between steps.
     """
 
     def __init__(self, parts: EngineParts) -> None:
         self._parts = parts
         self._scheduler = parts.scheduler
         self._executor = parts.executor
-        self._seeds = random.Random(parts.config.model.seed)
+        self._observers = parts.observers
+        self._failures = parts.failures
+        self._maker = RequestMaker(
+            parts.config.model.seed, parts.inputs, parts.eos_token_ids, parts.rope_switch_len
+        )
         self._trackers: dict[str, RequestTracker] = {}
         self._owner: dict[str, RequestTracker] = {}  # by the scheduler's request id
         self._finished: set[str] = set()
+        self._untold: list[RequestTracker] = []  # ended, and observers do not know yet
         self._num_requests = 0
         self._statistics = EngineStatistics()
         self._checked_at_s = time.monotonic()
         self._is_closed = False
+        self.plugins = PluginSwitch(
+            SwitchedParts(
+                host=parts.host,
+                observers=parts.observers,
+                processors=parts.processors,
+                policy=parts.policy,
+                fallback=parts.fallback_policy,
+                set_policy=self._set_policy,
+                set_fingerprint=self._set_fingerprint,
+            )
+        )
 
     @property
     def chat_template(self) -> str | None:
@@ -73,7 +94,7 @@ class Engine:
 
         Raises:
             PromptError, SamplingParamsError, CapacityError, TokenizerError: the request is refused
-                whole; nothing of it stays behind.
+                whole; nothing of it stays behind. (Where a plugin fails, the request ends with an error.)
         """
         self._check_open()
         self._parts.inputs.process_params(params)
@@ -81,11 +102,17 @@ class Engine:
         name = request_id or self._free_id()
         if name in self._trackers:
             raise PromptError(f"request id {name!r} is in use: give each request its own")
-        children = self._make_children(name, processed.token_ids, params, priority, salt)
-        tracker = RequestTracker(name, processed.text, children, self._parts.tokenizer)
+        choice = self._parts.processors.choose(params)
+        new = NewRequest(name, processed.token_ids, choice.params, priority, salt, choice.names)
+        metadata = self.plugins.snapshot.metadata
+        tracker = RequestTracker(name, processed.text, self._maker.make(new), self._parts.tokenizer, metadata)
         self._add(tracker)
         self._num_requests += 1
         self._statistics.add_prompt(len(processed.token_ids))
+        if choice.error is not None:
+            self._failures.update((child.request_id, choice.error) for child in tracker.requests)
+        if self._observers.sees_requests:
+            self._tell_added(tracker)
         return name
 
     def step(self) -> list[str]:
@@ -95,17 +122,11 @@ class Engine:
             Ids of the requests that got tokens or ended.
         """
         self._check_open()
-        plan = None
-        begin = time.perf_counter()
         try:
-            plan = self._scheduler.schedule()
-            if not plan.rows:
-                return []
-            changed = self._run(plan, time.perf_counter() - begin)
-        except BaseException as error:
-            changed = self._recover(plan, error)
-            if not isinstance(error, Exception):
-                raise
+            self.plugins.hold()
+            changed = self._step()
+        finally:
+            self.plugins.release()
         self._check_when_idle()
         return changed
 
@@ -130,10 +151,11 @@ class Engine:
             return
         with self._resetting():
             for child in tracker.requests:
+                self._failures.pop(child.request_id, None)
                 self._scheduler.finish(child.request_id, FinishReason.ABORT)
                 tracker.end(child)
-        self._statistics.add_finished(FinishReason.ABORT.value)
-        self._finished.add(request_id)
+            self._note_finished(tracker, FinishReason.ABORT.value)
+        self._tell_finished()
 
     def discard(self, request_id: str) -> None:
         """Abort a request if it runs, and forget it. Unknown ids are ignored."""
@@ -155,23 +177,28 @@ class Engine:
 
     def get_metrics(self) -> list[Metric]:
         """Counters and gauges."""
-        return self._statistics.metrics(
+        own = self._statistics.metrics(
             self._scheduler.stats(), self._scheduler.block_manager.usage(), self._parts.runner_times
         )
+        return [*own, *self._observers.metrics(), *self._parts.host.calls.metrics()]
 
     def reset_prefix_cache(self) -> None:
         """Forget cached prefixes that nothing uses."""
         with self._resetting():
             self._scheduler.block_manager.reset_prefix_cache()
 
-    def close(self) -> None:
-        """End all requests and free the model; idempotent."""
+    def close(self, error: BaseException | None = None) -> None:
+        """End all requests, tell plugins (with what ended the engine), free the model; idempotent."""
         if self._is_closed:
             return
         for request_id in list(self._trackers):
             self.discard(request_id)
         self._is_closed = True
-        self._executor.close()
+        try:
+            if self._parts.info is not None:
+                self._parts.host.engine_stopping(self._parts.info, error)
+        finally:
+            self._executor.close()
 
     def _free_id(self) -> str:
         """An id that no request has; callers may have taken some of the obvious ones."""
@@ -186,33 +213,6 @@ class Engine:
         if not self._scheduler.has_unfinished and now - self._checked_at_s >= _CHECK_PERIOD_S:
             self._scheduler.check_invariants()
             self._checked_at_s = now
-
-    def _make_children(
-        self, name: str, token_ids: list[int], params: SamplingParams, priority: int, salt: str
-    ) -> list[Request]:
-        seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
-        total = len(token_ids) + self._parts.inputs.output_limit(len(token_ids), params)
-        switch = self._parts.rope_switch_len
-        if switch is not None and total > switch:
-            salt = f"{salt}/{name}"  # its rotary angles depend on its own length
-        eos = frozenset() if params.ignore_eos else self._parts.eos_token_ids
-        children: list[Request] = []
-        for index in range(params.n):
-            children.append(
-                Request(
-                    request_id=name if index == 0 else f"{name}/{index}",
-                    prompt_token_ids=token_ids,
-                    params=params if index == 0 else replace(params, prompt_logprobs=None),
-                    seed=derive_seed(seed, index),
-                    max_total_tokens=total,
-                    stop_token_ids=eos | frozenset(params.stop_token_ids or ()),
-                    priority=priority,
-                    arrival_s=time.monotonic(),
-                    salt=salt,
-                    fork_of=children[0] if children else None,
-                )
-            )
-        return children
 
     def _add(self, tracker: RequestTracker) -> None:
         """Queue all choices of a request, or none."""
@@ -230,6 +230,29 @@ class Engine:
         except BaseException as error:
             self._reset(error)
             raise
+
+    def _step(self) -> list[str]:
+        plan = None
+        begin = time.perf_counter()
+        num_generated = self._statistics.num_generated_tokens
+        changed: list[str] = []
+        try:
+            if self._failures:
+                changed += self._end_failed()
+            plan = self._scheduler.schedule()
+            if self._failures:
+                changed += self._end_failed()
+            if plan.rows:
+                changed += self._run(plan, time.perf_counter() - begin)
+        except BaseException as error:
+            changed += self._recover(plan, error)
+            if not isinstance(error, Exception):
+                raise
+        if self._untold:
+            self._tell_finished()
+        if self._observers.sees_steps and plan is not None and plan.rows:
+            self._tell_step(plan, self._statistics.num_generated_tokens - num_generated, begin)
+        return list(dict.fromkeys(changed))
 
     def _run(self, plan: StepPlan, schedule_s: float) -> list[str]:
         """Execute a plan, take its result in and hand it out; the ids of changed requests."""
@@ -274,11 +297,11 @@ class Engine:
             exc_info=error if is_failure else None,
         )
         self._scheduler.reset(reason, failure)
+        self._failures.clear()
         for request_id, tracker in self._trackers.items():
             if request_id not in self._finished:
                 tracker.cut(reason, failure)
-                self._finished.add(request_id)
-                self._statistics.add_finished(tracker.finish_reason)
+                self._note_finished(tracker, tracker.finish_reason)
         return list(self._trackers)
 
     def _emit(self, updates: list[RequestUpdate]) -> list[str]:
@@ -294,9 +317,60 @@ class Engine:
             self._statistics.add_generated(len(update.new_token_ids))
             changed[tracker.request_id] = None
             if tracker.is_finished and tracker.request_id not in self._finished:
-                self._finished.add(tracker.request_id)
-                self._statistics.add_finished(tracker.finish_reason)
+                self._note_finished(tracker, tracker.finish_reason)
         return list(changed)
+
+    def _end_failed(self) -> list[str]:
+        """End the requests for which a plugin's code has failed; the ids of changed requests."""
+        changed = []
+        for request_id, error in list(self._failures.items()):
+            tracker = self._owner.get(request_id)
+            if tracker is not None and self._scheduler.finish(request_id, FinishReason.ERROR, None, error):
+                tracker.end(tracker.request(request_id))
+                changed.append(tracker.request_id)
+                if tracker.is_finished and tracker.request_id not in self._finished:
+                    self._note_finished(tracker, tracker.finish_reason)
+            self._failures.pop(request_id, None)
+        return changed
+
+    def _note_finished(self, tracker: RequestTracker, reason: str) -> None:
+        self._finished.add(tracker.request_id)
+        self._statistics.add_finished(reason)
+        if self._observers.sees_requests:
+            self._untold.append(tracker)
+
+    def _tell_added(self, tracker: RequestTracker) -> None:
+        """Tell observers of a new request; an interrupt in there takes the request back."""
+        try:
+            self._observers.request_added(view_of_choices(tracker.requests))
+        except BaseException:
+            self.discard(tracker.request_id)
+            raise
+
+    def _tell_finished(self) -> None:
+        while self._untold:
+            tracker = self._untold.pop(0)
+            self._observers.request_finished(view_of_choices(tracker.requests), tracker.finish_reason)
+
+    def _tell_step(self, plan: StepPlan, num_generated: int, begin: float) -> None:
+        self._observers.step_finished(
+            StepReport(
+                step_id=plan.step_id,
+                num_rows=len(plan.rows),
+                num_tokens=plan.num_tokens,
+                num_generated=num_generated,
+                seconds=time.perf_counter() - begin,
+                num_running=self._scheduler.num_running,
+                num_waiting=self._scheduler.num_waiting,
+            )
+        )
+
+    def _set_policy(self, policy: LoadedPolicy) -> None:
+        with self._resetting():
+            self._scheduler.set_policy(policy.policy)
+
+    def _set_fingerprint(self, fingerprint: str) -> None:
+        self._scheduler.block_manager.set_fingerprint(fingerprint.encode())
 
     def _tracker(self, request_id: str) -> RequestTracker:
         tracker = self._trackers.get(request_id)

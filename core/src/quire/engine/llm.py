@@ -16,7 +16,9 @@ from quire.api.request import SamplingParams
 from quire.engine.build import build_engine
 from quire.engine.engine import Engine
 from quire.engine.inputs import Prompt
+from quire.engine.plugin_switch import PluginSwitch
 from quire.loading.tokenizer import Tokenizer
+from quire.plugins import PluginHost
 
 Message = Mapping[str, object]
 ProgressBar = bool | Callable[..., Any]
@@ -28,6 +30,8 @@ class LLM:
     Args:
         model: a folder, a name that a plugin resolves ("tiny"), or a hub id.
         config_file: a `quire.toml`; its values yield to keywords.
+        host: plugins loaded already (`PluginHost.discover`), a script's own among them; by default those
+            that the settings select.
         keywords: the fields of `EngineConfig`'s sections (`dtype`, `max_model_len`, ...), and
             `plugins={"allow": ..., "deny": ..., "autoload": ...}`.
 
@@ -37,11 +41,21 @@ class LLM:
     """
 
     def __init__(
-        self, model: str | Path = "tiny", *, config_file: str | Path | None = None, **keywords: object
+        self,
+        model: str | Path = "tiny",
+        *,
+        config_file: str | Path | None = None,
+        host: PluginHost | None = None,
+        **keywords: object,
     ) -> None:
         file = Path(config_file) if config_file is not None else None
         self.config = EngineConfig.from_keywords({"model": model, **keywords}, file)
-        self.engine: Engine = build_engine(self.config)
+        self.engine: Engine = build_engine(self.config, host)
+
+    @property
+    def plugins(self) -> PluginSwitch:
+        """Turns plugins off and on while the engine lives: `llm.plugins.disable("name")`."""
+        return self.engine.plugins
 
     def generate(
         self,
@@ -169,7 +183,7 @@ class LLM:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.engine.close(error)
 
     def _several_params(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, count: int

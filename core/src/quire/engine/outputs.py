@@ -214,6 +214,10 @@ class RequestTracker:
         """The scheduler's requests, one per choice."""
         return [choice.request for choice in self._choices]
 
+    def request(self, request_id: str) -> Request:
+        """The scheduler's request of one choice."""
+        return self._by_id[request_id].request
+
     @property
     def is_finished(self) -> bool:
         """Whether all choices have ended."""

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from quire.api.batch import ForwardBatch
-from quire.api.errors import NumericalError
+from quire.api.errors import NumericalError, PluginError
 from quire.api.protocols import AttentionBackend, Model
 from quire.api.step import PlanRow, RowResult, SlotAssignment, StepPlan, StepResult, TokenLogprobs
 from quire.execution.batch_builder import BatchBuilder, BatchLimits, BuiltBatch
 from quire.execution.logprobs import prompt_logprobs
+from quire.execution.processors import ProcessorTable
 from quire.execution.sampler import Sampler
 from quire.execution.sampling_state import SamplingState
 
@@ -36,6 +37,7 @@ class ModelRunner:
         backend: the attention backend of all its layers.
         kv_caches: one tensor per attention layer, as the backend shapes them.
         limits: sizes of the persistent buffers. vocab_size: the logits' width.
+        processors: the logits processors that assignments name; None where there are none.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class ModelRunner:
         kv_caches: list[Tensor],
         limits: BatchLimits,
         vocab_size: int,
+        processors: ProcessorTable | None = None,
     ) -> None:
         self._model = model
         self._backend = backend
@@ -54,6 +57,7 @@ class ModelRunner:
         self._sampling = SamplingState(limits.max_num_seqs, vocab_size)
         self._num_prompt_logprobs: list[int | None] = [None] * limits.max_num_seqs
         self._sampler = Sampler()
+        self._processors = processors
         self.times = RunnerTimes()
 
     @torch.inference_mode()
@@ -87,7 +91,12 @@ class ModelRunner:
 
     def _assign(self, assignment: SlotAssignment) -> None:
         self._builder.assign(assignment)
-        self._sampling.assign(assignment.slot, assignment)
+        processors = None
+        if assignment.logits_processors:
+            if self._processors is None:
+                raise PluginError(f"this runner has no logits processors: {assignment.logits_processors}")
+            processors = self._processors.bind(assignment)
+        self._sampling.assign(assignment.slot, assignment, processors)
         self._num_prompt_logprobs[assignment.slot] = assignment.params.prompt_logprobs
 
     def _copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
@@ -118,12 +127,13 @@ class ModelRunner:
         slots = [built.rows[index].slot for index in built.sampled_rows]
         sampled = self._sampler.sample(logits, slots, self._sampling)
         results: dict[int, RowResult] = {}
-        for index, token_id, entry, error in zip(
-            built.sampled_rows, sampled.token_ids, sampled.logprobs, sampled.errors, strict=True
+        for position, (index, token_id, entry, error) in enumerate(
+            zip(built.sampled_rows, sampled.token_ids, sampled.logprobs, sampled.errors, strict=True)
         ):
             row = built.rows[index]
             if token_id is None:
-                results[index] = RowResult(row.slot, [], error=error)
+                plugin = sampled.failed_plugins.get(position)
+                results[index] = RowResult(row.slot, [], error=error, failed_plugin=plugin)
                 continue
             self._sampling.append(row.slot, token_id)
             self._builder.set_token(row.slot, row.start + row.num_tokens, token_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from torch import Tensor
 from quire.api.step import TokenLogprobs
 from quire.execution.logprobs import NOT_FINITE, token_logprobs
 from quire.execution.philox import Purpose, uniform
+from quire.execution.processors import RowFault
 from quire.execution.sampling_state import IntArray, LogitEdits, SamplingState
 
 NOTHING_LEFT = "no token can be sampled: bias, penalties and min_tokens left no finite logit"
@@ -31,11 +32,13 @@ class SampledRows:
         token_ids: the sampled token; None where the row failed.
         logprobs: None where not asked for, or where the row failed.
         errors: why a row failed, else None.
+        failed_plugins: by row, the plugin whose processor is why.
     """
 
     token_ids: list[int | None]
     logprobs: list[TokenLogprobs | None]
     errors: list[str | None]
+    failed_plugins: dict[int, str] = field(default_factory=dict)
 
 
 class Sampler:
@@ -47,7 +50,8 @@ class Sampler:
     def sample(self, logits: Tensor, slots: Sequence[int], state: SamplingState) -> SampledRows:
         """Sample the next token of each row's slot; the state is read, not changed.
 
-        In order: logit_bias, min_tokens, penalties, temperature, min_p, top_k, top_p, as in vLLM.
+        In order: logit_bias, min_tokens, plugins' logits processors, penalties, temperature, min_p,
+        top_k, top_p, as in vLLM. A processor's failure fails its row alone.
         Greedy ties go to the lowest id. Draws are for output position `state.num_output_tokens`.
 
         Args:
@@ -64,15 +68,20 @@ class Sampler:
         best, best_ids = work[:, : logits.shape[1]].max(-1)
         is_finite = best.isfinite().cpu().numpy()
         errors: list[str | None] = [None if finite else NOT_FINITE for finite in is_finite]
+        failed_plugins: dict[int, str] = {}
         token_ids: list[int | None] = best_ids.tolist()
         pending = np.flatnonzero((needs_edits | is_random) & is_finite)
         if len(pending):
             chosen, failed = self._choose(work, pending, rows[pending], state)
-            for index, token_id, is_failed in zip(pending.tolist(), chosen, failed, strict=True):
+            for index, token_id, fault in zip(pending.tolist(), chosen, failed, strict=True):
                 token_ids[index] = token_id
-                errors[index] = NOTHING_LEFT if is_failed else None
+                if isinstance(fault, RowFault):
+                    errors[index], failed_plugins[index] = fault.text, fault.plugin
+                else:
+                    errors[index] = fault
         sampled = [None if error else token_id for token_id, error in zip(token_ids, errors, strict=True)]
-        return SampledRows(sampled, _gather_logprobs(logits, slots, sampled, state), errors)
+        logprobs = _gather_logprobs(logits, slots, sampled, state)
+        return SampledRows(sampled, logprobs, errors, failed_plugins)
 
     def _load(self, logits: Tensor) -> Tensor:
         """The logits as float32 (float64 stays) in the scratch buffer, padded to whole blocks with -inf."""
@@ -92,19 +101,26 @@ class Sampler:
 
     def _choose(
         self, work: Tensor, indices: IntArray, slots: IntArray, state: SamplingState
-    ) -> tuple[list[int], list[bool]]:
-        """Tokens of the rows that are not plainly greedy, and which of them have no token left."""
+    ) -> tuple[list[int], list[RowFault | str | None]]:
+        """Tokens of the rows that are not plainly greedy, and why some have none."""
         if len(indices) < len(work):
             work = work[torch.from_numpy(indices).to(work.device)]
         below_min_tokens = state.is_below_min_tokens(slots)
+        faults: dict[int, RowFault] = {}
         for position in np.flatnonzero(state.needs_edits(slots)).tolist():
             edits = state.edits[slots[position]]
             if edits is not None:
-                _edit_row(work[position], edits, bool(below_min_tokens[position]))
+                row = work[position, : state.vocab_size]
+                fault = _edit_row(row, edits, bool(below_min_tokens[position]))
+                if fault is not None:
+                    faults[position] = fault
         best, best_ids = work.max(-1)
-        failed: list[bool] = (~best.isfinite()).tolist()
+        failed: list[RowFault | str | None] = [
+            faults.get(position, None if is_finite else NOTHING_LEFT)
+            for position, is_finite in enumerate(best.isfinite().tolist())
+        ]
         chosen: list[int] = best_ids.tolist()
-        positions = [i for i in np.flatnonzero(state.temperature[slots] > 0.0).tolist() if not failed[i]]
+        positions = [i for i in np.flatnonzero(state.temperature[slots] > 0.0).tolist() if failed[i] is None]
         if positions:
             if len(positions) < len(work):
                 selected = torch.tensor(positions, device=work.device)
@@ -115,14 +131,18 @@ class Sampler:
         return chosen, failed
 
 
-def _edit_row(row: Tensor, edits: LogitEdits, is_below_min_tokens: bool) -> None:
-    """Apply bias, the min_tokens mask and penalties to one row, in place."""
+def _edit_row(row: Tensor, edits: LogitEdits, is_below_min_tokens: bool) -> RowFault | None:
+    """Apply bias, the min_tokens mask, processors and penalties to one row [V], in place."""
     if len(edits.bias_ids):
         row[_to(edits.bias_ids, row)] += torch.from_numpy(edits.bias_values).to(row.device, row.dtype)
     if is_below_min_tokens:
         row[_to(edits.stop_ids, row)] = -torch.inf
+    if edits.processors is not None:
+        fault = edits.processors.apply(row)
+        if fault is not None:
+            return fault
     if edits.counts is None:
-        return
+        return None
     ids = _to(edits.counts.token_ids, row)
     counts = torch.from_numpy(edits.counts.output_counts).to(row.device, row.dtype)
     values = row[ids]
@@ -132,6 +152,7 @@ def _edit_row(row: Tensor, edits: LogitEdits, is_below_min_tokens: bool) -> None
     values -= edits.frequency_penalty * counts
     values -= edits.presence_penalty * (counts > 0)
     row[ids] = values
+    return None
 
 
 def _to(ids: IntArray, row: Tensor) -> Tensor:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from quire.api.request import SamplingParams
 from quire.api.step import SlotAssignment
+
+if TYPE_CHECKING:
+    from quire.execution.processors import RowProcessors
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -66,6 +70,7 @@ class LogitEdits:
         bias_ids, bias_values: tokens and what is added to their logits.
         stop_ids: EOS and stop tokens, masked before `min_tokens` outputs.
         counts: None where no penalty is set.
+        processors: of plugins; None where the request uses none.
     """
 
     bias_ids: IntArray
@@ -75,6 +80,7 @@ class LogitEdits:
     presence_penalty: float
     frequency_penalty: float
     repetition_penalty: float
+    processors: RowProcessors | None = None
 
 
 class SamplingState:
@@ -97,7 +103,7 @@ class SamplingState:
         self.num_logprobs: list[int | None] = [None] * max_num_seqs
         self.edits: list[LogitEdits | None] = [None] * max_num_seqs
 
-    def assign(self, slot: int, assignment: SlotAssignment) -> None:
+    def assign(self, slot: int, assignment: SlotAssignment, processors: RowProcessors | None = None) -> None:
         """Replace everything that the slot held; output tokens in the assignment count as output."""
         params = assignment.params
         num_prompt = assignment.num_prompt_tokens
@@ -111,7 +117,7 @@ class SamplingState:
         self.num_output_tokens[slot] = len(assignment.token_ids) - num_prompt
         self.num_logprobs[slot] = params.logprobs
         has_penalties = _has_penalties(params)
-        self.has_edits[slot] = has_penalties or bool(params.logit_bias)
+        self.has_edits[slot] = has_penalties or bool(params.logit_bias) or processors is not None
         if not self.has_edits[slot] and params.min_tokens == 0:
             self.edits[slot] = None
             return
@@ -127,14 +133,19 @@ class SamplingState:
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,
             repetition_penalty=params.repetition_penalty,
+            processors=processors,
         )
 
     def append(self, slot: int, token_id: int) -> None:
         """Note a token that the slot's request generated."""
         self.num_output_tokens[slot] += 1
         edits = self.edits[slot]
-        if edits is not None and edits.counts is not None:
+        if edits is None:
+            return
+        if edits.counts is not None:
             edits.counts.append(token_id)
+        if edits.processors is not None:
+            edits.processors.output_token_ids.append(token_id)
 
     def needs_edits(self, slots: IntArray) -> npt.NDArray[np.bool_]:
         """Which of the slots' logits are changed before the temperature at the coming token."""

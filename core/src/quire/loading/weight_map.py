@@ -14,10 +14,13 @@ from tqdm import tqdm
 from quire.api.errors import CheckpointError
 from quire.api.specs import WeightMap, WeightPart
 from quire.loading.checkpoint import Checkpoint
+from quire.loading.reader_checkpoint import ReaderCheckpoint
 from quire.nn.linear import TensorSlot
 
 ProgressHook = Callable[[int, int], None]
 """Called after each tensor with the bytes loaded and the bytes to load."""
+
+TensorSource = Checkpoint | ReaderCheckpoint
 
 _BAR_DELAY_S = 2.0
 _MAX_NAMES = 5
@@ -58,7 +61,7 @@ class _Copy:
 
 
 def load_weights(
-    model: nn.Module, weight_map: WeightMap, checkpoint: Checkpoint, progress: ProgressHook | None = None
+    model: nn.Module, weight_map: WeightMap, checkpoint: TensorSource, progress: ProgressHook | None = None
 ) -> None:
     """Fill a model's parameters from a checkpoint, tensor by tensor, in place.
 
@@ -92,7 +95,7 @@ def _move_bar(bar: tqdm[None], done: int, total: int) -> None:
     bar.update(done - bar.n)
 
 
-def _copy_all(copies: Sequence[_Copy], checkpoint: Checkpoint, progress: ProgressHook) -> None:
+def _copy_all(copies: Sequence[_Copy], checkpoint: TensorSource, progress: ProgressHook) -> None:
     sizes = [copy.slot.target.numel() * checkpoint.element_bytes(copy.tensor) for copy in copies]
     done, total = 0, sum(sizes)
     for copy, size in zip(copies, sizes, strict=True):
@@ -101,7 +104,7 @@ def _copy_all(copies: Sequence[_Copy], checkpoint: Checkpoint, progress: Progres
         progress(done, total)
 
 
-def _copy_one(copy: _Copy, checkpoint: Checkpoint) -> None:
+def _copy_one(copy: _Copy, checkpoint: TensorSource) -> None:
     slot, rows = copy.slot, copy.rows
     source = checkpoint.get(copy.tensor)
     if copy.is_swapped:
@@ -123,7 +126,7 @@ def _take_rows(source: Tensor, dim: int, rows: tuple[int, ...]) -> Tensor:
     return source.index_select(dim, torch.tensor(rows))
 
 
-def _resolve(model: nn.Module, weight_map: WeightMap, checkpoint: Checkpoint) -> list[_Copy]:
+def _resolve(model: nn.Module, weight_map: WeightMap, checkpoint: TensorSource) -> list[_Copy]:
     """The copies of a load; raises CheckpointError for missing and for unexpected tensors."""
     copies, missing = [], []
     for path, part in _expand(weight_map):
@@ -185,7 +188,7 @@ def _is_ignored(name: str, weight_map: WeightMap) -> bool:
     return any(re.fullmatch(pattern, spelling) for pattern in weight_map.ignored for spelling in spellings)
 
 
-def _check_kind(copy: _Copy, checkpoint: Checkpoint) -> None:
+def _check_kind(copy: _Copy, checkpoint: TensorSource) -> None:
     """Float8 and integers are quantized weights: never silently converted to the model's dtype."""
     source, target = checkpoint.dtype(copy.tensor), copy.slot.target.dtype
     plain = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -196,7 +199,7 @@ def _check_kind(copy: _Copy, checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_shapes(copies: Sequence[_Copy], checkpoint: Checkpoint) -> None:
+def _check_shapes(copies: Sequence[_Copy], checkpoint: TensorSource) -> None:
     """Compare shapes as the checkpoint stores them; every output row must go to exactly one place."""
     taken: dict[str, list[int]] = {}
     for copy in copies:

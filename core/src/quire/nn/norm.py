@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
         self._op = ctx.ops.rms_norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, size] to [T, size], a new tensor of the same dtype."""
+        """[..., size], e.g. [T, size] or the heads [T, H, size], to a new tensor of the same shape and dtype."""
         return self._op(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:

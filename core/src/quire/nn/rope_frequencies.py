@@ -53,6 +53,9 @@ def long_inverse_frequencies(config: RopeConfig, scaling: LongRopeScaling, devic
 def dynamic_inverse_frequencies(config: RopeConfig, scaling: DynamicScaling, lengths: Tensor) -> Tensor:
     """Dynamic NTK frequencies for each sequence length.
 
+    Each distinct length is computed alone, since powers of many numbers at once round differently from
+    powers of one: so a token's angles do not depend on what else is in its step.
+
     Args:
         config: its type is dynamic.
         scaling: the config's.
@@ -62,12 +65,18 @@ def dynamic_inverse_frequencies(config: RopeConfig, scaling: DynamicScaling, len
         float32 [T, R / 2].
     """
     dim, factor = config.rotary_dim, scaling.factor
-    clamped = lengths.clamp(min=scaling.original_len).to(torch.float32)
-    stretch = (factor * clamped / scaling.original_len) - (factor - 1)
-    base = config.theta * stretch ** (dim / (dim - 2))
-    stretched = 1.0 / base[:, None] ** _exponents(dim, dim, lengths.device)
-    is_long = lengths[:, None] > scaling.original_len
-    return torch.where(is_long, stretched, inverse_frequencies(config, lengths.device))
+    exponents = _exponents(dim, dim, lengths.device)
+    clamped = lengths.clamp(min=scaling.original_len)
+    distinct, index = torch.unique(clamped, return_inverse=True)
+    rows = []
+    for length in distinct:
+        if length <= scaling.original_len:
+            rows.append(inverse_frequencies(config, lengths.device))
+            continue
+        stretch = (factor * length / scaling.original_len) - (factor - 1)
+        base = config.theta * stretch ** (dim / (dim - 2))
+        rows.append(1.0 / base**exponents)
+    return torch.stack(rows).index_select(0, index)
 
 
 def attention_factor(config: RopeConfig) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 
 from quire.api.hookspecs import hookimpl
-from quire.api.specs import AttentionBackendSpec, CommandSpec, OpImplSpec, OpSpec, PluginInfo
+from quire.api.specs import AttentionBackendSpec, CommandSpec, OpImplSpec, OpSpec, PluginInfo, PolicySpec
 from quire.ops.specs import core_attention_backend_specs, core_op_specs
 from quire.plugins.discovery import Candidate
 
@@ -43,6 +43,15 @@ def quire_register_ops() -> list[OpSpec | OpImplSpec]:
 def quire_register_attention_backends() -> list[AttentionBackendSpec]:
     """The reference attention backend."""
     return core_attention_backend_specs()
+
+
+@hookimpl
+def quire_register_policies() -> list[PolicySpec]:
+    """First come first served, and by priority."""
+    return [
+        PolicySpec("fcfs", "quire.scheduling.policies:create_fcfs"),
+        PolicySpec("priority", "quire.scheduling.policies:create_priority"),
+    ]
 
 
 @hookimpl

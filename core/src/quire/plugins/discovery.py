@@ -52,6 +52,11 @@ class Discovery:
     problems: tuple[DiscoveryProblem, ...]
 
 
+def canonical(distribution: str) -> str:
+    """A distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
 def discover_candidates() -> Discovery:
     """Read the entry points of every installed distribution; imports no plugin and never raises.
 
@@ -70,7 +75,7 @@ def discover_candidates() -> Discovery:
             continue
         if not found:
             continue
-        key = re.sub(r"[-_.]+", "-", found[0].distribution).lower()
+        key = canonical(found[0].distribution)
         if key in seen:
             reason = f"shadowed by the metadata in {seen[key] or 'an earlier folder'}; uninstall one of them"
             problems.append(DiscoveryProblem(found[0].distribution, location, reason))

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
+from pydantic import BaseModel
 
-from quire.api import hookspecs
-from quire.api.config import PluginSettings
-from quire.api.errors import PluginError, QuireError
-from quire.api.hookspecs import HOOK_API_VERSION, PROJECT_NAME
-from quire.api.specs import AttentionBackendSpec, CommandSpec, ModelSpec, OpImplSpec, OpSpec, PluginInfo
+from quire.api.batch import DeviceInfo
+from quire.api.config import EngineConfig, PluginSettings
+from quire.api.errors import PluginError
+from quire.api.extensions import CheckpointReader, EngineInfo, EngineObserver
+from quire.api.hookspecs import PROJECT_NAME
+from quire.api.specs import (
+    AttentionBackendSpec,
+    CommandSpec,
+    DrafterSpec,
+    ExecutorSpec,
+    LogitsProcessorSpec,
+    ModelSpec,
+    OpImplSpec,
+    OpSpec,
+    PolicySpec,
+    QuantizationSpec,
+    ReasoningParserSpec,
+    RouteSpec,
+    ToolParserSpec,
+)
 from quire.plugins.builtin import builtin_candidates
-from quire.plugins.collect import collect, implementations, read_info, unmarked_hooks
+from quire.plugins.calls import PluginCalls, show_trace
+from quire.plugins.capabilities import Combination, Part, check_combination
+from quire.plugins.compatibility import HookApi
 from quire.plugins.discovery import Candidate, Discovery, DiscoveryProblem, discover_candidates
-from quire.plugins.record import NamedRegistration, PluginRecord, PluginStatus
-from quire.plugins.registry import Registry, nearest
-from quire.plugins.selection import disabled_reason, duplicate_reasons
-from quire.plugins.versions import format_version, is_in_range
+from quire.plugins.fingerprint import fingerprint
+from quire.plugins.lifecycle import LifecycleHooks
+from quire.plugins.loader import PluginLoader
+from quire.plugins.options import options_model
+from quire.plugins.record import PluginRecord
+from quire.plugins.registry import Registry, describe_origin, nearest
+
+if TYPE_CHECKING:
+    from quire.api.protocols import Model
+
+logger = logging.getLogger("quire.plugins")
 
 
 class PluginHost:
@@ -31,8 +56,11 @@ class PluginHost:
     Attributes:
         models: ModelSpec by architecture.
         ops: OpSpec by name. op_impls: OpImplSpec by "op/name".
-        attention_backends, commands: by name.
+        routes: RouteSpec by path. The other registries: specs by name.
+        calls: how often and how long plugins were called.
         problems: metadata that discovery passed over.
+        warnings: what is odd in the settings; from a host that is not strict also what is wrong in them.
+        settings: as given to `discover`.
     """
 
     def __init__(self) -> None:
@@ -41,12 +69,23 @@ class PluginHost:
         self.op_impls: Registry[OpImplSpec] = Registry("op implementation")
         self.attention_backends: Registry[AttentionBackendSpec] = Registry("attention backend")
         self.commands: Registry[CommandSpec] = Registry("command")
-        every = (self.models, self.ops, self.op_impls, self.attention_backends, self.commands)
+        self.quantizations: Registry[QuantizationSpec] = Registry("quantization")
+        self.drafters: Registry[DrafterSpec] = Registry("drafter")
+        self.policies: Registry[PolicySpec] = Registry("policy")
+        self.logits_processors: Registry[LogitsProcessorSpec] = Registry("logits processor")
+        self.executors: Registry[ExecutorSpec] = Registry("executor")
+        self.routes: Registry[RouteSpec] = Registry("route")
+        self.tool_parsers: Registry[ToolParserSpec] = Registry("tool parser")
+        self.reasoning_parsers: Registry[ReasoningParserSpec] = Registry("reasoning parser")
+        every = [value for value in vars(self).values() if isinstance(value, Registry)]
         self._registries: Mapping[str, Registry[Any]] = {registry.kind: registry for registry in every}
+        self.calls = PluginCalls()
         self.problems: tuple[DiscoveryProblem, ...] = ()
-        self._records: list[PluginRecord] = []
+        self.warnings: tuple[str, ...] = ()
+        self.settings = PluginSettings()
+        self._records: tuple[PluginRecord, ...] = ()
         self._manager = pluggy.PluginManager(PROJECT_NAME)
-        self._manager.add_hookspecs(hookspecs)
+        self._hooks = LifecycleHooks(self._manager, ())
 
     @classmethod
     def discover(
@@ -56,42 +95,62 @@ class PluginHost:
         *,
         strict: bool = True,
         discovery: Discovery | None = None,
+        api: HookApi | None = None,
     ) -> PluginHost:
-        """Find, select and load plugins: core's own, then the installed ones by name, then `extra_plugins`.
+        """Find, select, order and load plugins: core's own, then the installed ones by name, then `extra_plugins`.
 
         Args:
-            settings: allow, deny, autoload; by default every installed plugin is loaded.
+            settings: which, in which order, with which options; by default every installed plugin.
             extra_plugins: modules or objects with hook implementations, from a script or a test;
-                neither settings nor discovery concern them.
+                allow, deny, autoload and discovery do not concern them.
             strict: raise at the first failure; False records it, for `quire plugins list`.
             discovery: what is installed, if it is known already.
+            api: the hook API to offer, if not this version's.
 
         Raises:
-            PluginError: a plugin cannot be imported or registered, two collide, or an allowed one
-                is not installed (only when strict).
+            PluginError: a plugin cannot be imported or registered, two collide, the load order has a
+                cycle, or an allowed plugin is not installed (only when strict).
+            ConfigError: options are wrong, or the settings name a plugin that there is not (when strict).
         """
         settings = settings or PluginSettings()
+        api = api or HookApi()
         discovery = discovery or discover_candidates()
         host = cls()
+        host.settings = settings
         host.problems = discovery.problems
-        for candidate in builtin_candidates():
-            host._load(candidate, strict)
-        host._load_installed(discovery.candidates, settings, strict)
-        for plugin in extra_plugins:
-            host._load(_extra_candidate(plugin), strict)
+        host.calls.is_traced = settings.trace
+        if settings.trace:
+            show_trace()
+        host._manager.add_hookspecs(api.specs)
+        loader = PluginLoader(host._manager, host.calls, settings, api, strict=strict)
+        extra = [_extra_candidate(plugin) for plugin in extra_plugins]
+        host._records = tuple(loader.load(builtin_candidates(), discovery.candidates, extra))
+        for record in host._records:
+            for entry in record.registered:
+                host._registries[entry.kind].add(entry.name, entry.registration)
+        host._hooks = LifecycleHooks(host._manager, tuple(loader.loaded.values()))
+        host.warnings = tuple(loader.warnings)
+        if strict:
+            for warning in host.warnings:
+                logger.warning("%s", warning)
         return host
 
     @property
     def records(self) -> tuple[PluginRecord, ...]:
-        """Every plugin that was found, in load order, whether enabled or not."""
-        return tuple(self._records)
+        """Every plugin that was found: the enabled ones in load order, then the others by name."""
+        return self._records
 
     def record(self, name: str) -> PluginRecord:
         """The plugin called `name`; PluginError with the nearest name when there is none."""
         for record in self._records:
             if record.name == name:
                 return record
-        raise PluginError(f"no plugin is called {name!r}: {nearest(name, self._names())}")
+        names = [record.name for record in self._records]
+        raise PluginError(f"no plugin is called {name!r}: {nearest(name, names)}")
+
+    def enabled_names(self) -> tuple[str, ...]:
+        """The enabled plugins, in load order."""
+        return tuple(record.name for record in self._records if record.is_enabled)
 
     def summary(self) -> str:
         """One line: the enabled plugins, grouped by distribution."""
@@ -101,118 +160,115 @@ class PluginHost:
                 groups.setdefault(record.candidate.origin, []).append(record.name)
         return "; ".join(f"{origin}: {', '.join(names)}" for origin, names in groups.items())
 
+    def options(self, name: str) -> object | None:
+        """The validated options of an enabled plugin; None where it takes none, or is not enabled."""
+        return self.record(name).options
+
+    def options_model(self, name: str) -> type[BaseModel] | None:
+        """The pydantic model of a plugin's options; None where it takes none, or was not imported."""
+        info = self.record(name).info
+        return None if info is None else options_model(info)
+
+    def settings_schema(self) -> dict[str, object]:
+        """The JSON schema of the section [plugins], with the options of every enabled plugin in it."""
+        schema = PluginSettings.model_json_schema()
+        models = {name: self.options_model(name) for name in self.enabled_names()}
+        schema["properties"]["options"] = {
+            "type": "object",
+            "description": PluginSettings.model_fields["options"].description,
+            "properties": {
+                name: {**model.model_json_schema(), "additionalProperties": False}
+                for name, model in models.items()
+                if model is not None
+            },
+            "additionalProperties": False,
+        }
+        return schema
+
+    def fingerprint(self, without: Collection[str] = ()) -> str:
+        """A hash of name, version and options of every enabled plugin that can touch logits or KV.
+
+        Args:
+            without: names of plugins that are switched off for now.
+        """
+        return fingerprint(self._records, without)
+
     def resolve_model(self, name: str) -> Path | None:
         """Ask the plugins for the local folder of the model called `name`; None when none knows it.
 
         Raises:
-            PluginError: a resolver failed or returned something else than a path.
+            QuireError: a plugin failed or returned something else than a path; it is named.
         """
-        for impl in implementations(self._manager.hook.quire_resolve_model):
-            try:
-                path = impl.function(**{argument: name for argument in impl.argnames})
-            except QuireError:
-                raise
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise PluginError(
-                    f"plugin {impl.plugin_name!r} failed to resolve model {name!r}: {reason}"
-                ) from error
-            if path is None:
-                continue
-            if not isinstance(path, Path):
-                raise PluginError(
-                    f"plugin {impl.plugin_name!r} resolved model {name!r} to {path!r}, expected a Path"
-                )
-            return path
-        return None
+        return self._hooks.resolve_model(name)
 
-    def _names(self) -> list[str]:
-        return [record.name for record in self._records]
+    def open_checkpoint(self, path: Path) -> CheckpointReader | None:
+        """Ask the plugins for a reader of the model folder `path`; None leaves it to core.
 
-    def _load_installed(
-        self, candidates: Sequence[Candidate], settings: PluginSettings, strict: bool
-    ) -> None:
-        reasons = duplicate_reasons(candidates, settings)
-        for candidate in candidates:
-            reason = disabled_reason(candidate.name, settings)
-            if reason is not None:
-                self._records.append(PluginRecord(candidate, PluginStatus.DISABLED, reason))
-            elif candidate.name in reasons:
-                self._fail(candidate, PluginError(reasons[candidate.name]), strict)
-            else:
-                self._load(candidate, strict)
-        installed = {candidate.name for candidate in candidates}
-        known = installed | set(self._names())
-        missing = [name for name in settings.allow or () if name not in known]
-        if missing and strict:
-            raise PluginError(
-                f"the allowed plugin {missing[0]!r} is not installed: {nearest(missing[0], known)}"
+        Raises:
+            QuireError: a plugin failed or returned something else than a reader; it is named.
+        """
+        return self._hooks.open_checkpoint(path)
+
+    def check_config(self, config: EngineConfig, device: DeviceInfo) -> None:
+        """Ask every plugin what cannot work with it; its warnings are logged.
+
+        Raises:
+            ConfigError: everything fatal, with the plugins' names.
+            QuireError: a plugin failed; it is named.
+        """
+        self._hooks.check_config(config, device)
+
+    def check_capabilities(self, combination: Combination) -> None:
+        """Compare what the chosen parts say they go with, before weights are loaded.
+
+        Raises:
+            ConfigError: every pair that conflicts, with the remedy.
+        """
+        check_combination(self._parts(combination), combination)
+
+    def prepare_model(self, model: Model, config: EngineConfig) -> None:
+        """Let every plugin change the loaded model in place.
+
+        Raises:
+            QuireError: a plugin failed; it is named.
+        """
+        self._hooks.prepare_model(model, config)
+
+    def create_observers(self, config: EngineConfig) -> list[tuple[str, EngineObserver]]:
+        """The observers of one engine, each with its plugin's name; failures are logged."""
+        return self._hooks.create_observers(config)
+
+    def engine_started(self, info: EngineInfo) -> None:
+        """Tell every plugin that the engine takes requests; failures are logged."""
+        self._hooks.engine_started(info)
+
+    def engine_stopping(self, info: EngineInfo, error: BaseException | None) -> None:
+        """Tell every plugin that the engine closes, the last loaded first; failures are logged."""
+        self._hooks.engine_stopping(info, error)
+
+    def _parts(self, combination: Combination) -> list[Part]:
+        processors = combination.logits_processors
+        if processors is None:
+            processors = tuple(spec.name for spec in self.logits_processors.specs() if spec.is_always_on)
+        chosen: list[tuple[Registry[Any], str | None]] = [
+            (self.models, combination.architecture),
+            (self.attention_backends, combination.attention_backend),
+            (self.policies, combination.policy),
+            (self.drafters, combination.drafter),
+            (self.quantizations, combination.quantization),
+            (self.executors, combination.executor),
+            *((self.logits_processors, name) for name in processors),
+        ]
+        return [
+            Part(
+                registry.kind,
+                name,
+                describe_origin(registry.registration(name)),
+                registry.spec(name).capabilities,
             )
-
-    def _load(self, candidate: Candidate, strict: bool) -> None:
-        plugin: object | None = None
-        try:
-            plugin = candidate.plugin if candidate.plugin is not None else _import(candidate)
-            info, found = self._register(plugin, candidate)
-        except (Exception, SystemExit) as error:
-            self._roll_back(candidate, plugin)
-            self._fail(candidate, error, strict)
-        else:
-            record = PluginRecord(candidate, PluginStatus.ENABLED, info=info, registered=tuple(found))
-            self._records.append(record)
-
-    def _register(self, plugin: object, candidate: Candidate) -> tuple[PluginInfo, list[NamedRegistration]]:
-        unmarked = next(unmarked_hooks(self._manager, plugin), None)
-        if unmarked is not None:
-            raise PluginError(f"{unmarked} lacks the @hookimpl marker of quire.api.hookspecs")
-        if candidate.name in self._names():
-            other = self.record(candidate.name).candidate.origin
-            raise PluginError(f"the plugin's name is taken already by {other}: rename one of the two")
-        self._manager.register(plugin, name=candidate.name)
-        info = read_info(self._manager, plugin)
-        if not is_in_range(HOOK_API_VERSION, info.api):
-            raise PluginError(
-                f"it was written for hook API {info.api}, this Quire has {format_version(HOOK_API_VERSION)}: "
-                f"install a version of {candidate.distribution} for it"
-            )
-        self._manager.check_pending()
-        found = collect(self._manager, plugin, candidate)
-        for entry in found:
-            self._registries[entry.kind].add(entry.name, entry.registration)
-        return info, found
-
-    def _roll_back(self, candidate: Candidate, plugin: object | None) -> None:
-        if plugin is None or self._manager.get_plugin(candidate.name) is not plugin:
-            return
-        self._manager.unregister(plugin)
-        for registry in self._registries.values():
-            registry.discard(candidate.name)
-
-    def _fail(self, candidate: Candidate, error: BaseException, strict: bool) -> None:
-        cause = str(error) if isinstance(error, QuireError) else f"{type(error).__name__}: {error}"
-        self._records.append(PluginRecord(candidate, PluginStatus.FAILED, cause, error=error))
-        if strict:
-            raise PluginError(
-                f"plugin {candidate.name!r} ({candidate.origin}) could not be loaded: {cause}. "
-                f"Mend or uninstall it, or deny it (--no-plugin {candidate.name})"
-            ) from error
-
-
-def _import(candidate: Candidate) -> object:
-    module_name, _, attribute = candidate.target.partition(":")
-    try:
-        target: object = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            where = f" in {candidate.location}" if candidate.location else ""
-            raise PluginError(
-                f"its module {module_name!r} does not exist: the metadata{where} may be stale; "
-                f"run `pip install --force-reinstall {candidate.distribution}` or uninstall it"
-            ) from error
-        raise
-    for part in attribute.split(".") if attribute else ():
-        target = getattr(target, part)
-    return target
+            for registry, name in chosen
+            if name is not None and name in registry
+        ]
 
 
 def _extra_candidate(plugin: object) -> Candidate:

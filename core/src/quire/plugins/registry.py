@@ -52,7 +52,7 @@ class Registry(Generic[SpecT]):
         """
         other = self._entries.get(name)
         if other is not None:
-            raise PluginError(self._collision(name, other, registration))
+            raise PluginError(collision_message(self.kind, name, other, registration))
         self._entries[name] = registration
 
     def discard(self, plugin: str) -> None:
@@ -83,14 +83,17 @@ class Registry(Generic[SpecT]):
         """All entries, in the order of their names."""
         return [self._entries[name] for name in self]
 
-    def _collision(self, name: str, first: Registration, second: Registration) -> str:
-        if first.plugin == second.plugin:
-            return f"{describe_origin(second)} registers the {self.kind} {name!r} twice"
-        return (
-            f"the {self.kind} {name!r} is registered by {describe_origin(first)} and by "
-            f"{describe_origin(second)}: deny one of the two plugins (--no-plugin {second.plugin}, or "
-            f'`deny = ["{second.plugin}"]` under [plugins] in quire.toml), or uninstall its distribution'
-        )
+
+def collision_message(kind: str, name: str, first: Registration, second: Registration) -> str:
+    """Who claims one name, and the settings that resolve it."""
+    if first.plugin == second.plugin:
+        return f"{describe_origin(second)} registers the {kind} {name!r} twice"
+    return (
+        f"the {kind} {name!r} is registered by {describe_origin(first)} and by {describe_origin(second)}: "
+        f'prefer one of the two (`prefer = {{"{kind}:{name}" = "{second.plugin}"}}` under [plugins] in '
+        f"quire.toml, or --plugin-prefer '{kind}:{name}={second.plugin}'), or deny one "
+        f'(--no-plugin {second.plugin}, or `deny = ["{second.plugin}"]`), or uninstall its distribution'
+    )
 
 
 def resolve_factory(reference: FactoryRef, registration: Registration | None = None) -> object:
@@ -111,7 +114,7 @@ def resolve_factory(reference: FactoryRef, registration: Registration | None = N
         raise PluginError(f"the factory {reference!r}{owner} is malformed: write 'module:attribute'")
     try:
         target: object = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"cannot import the factory {reference!r}{owner}: {reason}") from error
     for part in attribute.split("."):

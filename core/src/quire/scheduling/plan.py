@@ -52,13 +52,13 @@ class RequestState:
 
     request: Request
     arrival_index: int
-    key: tuple[tuple[int, ...], int]
+    key: tuple[tuple[float, ...], int]
     num_planned: int = 0
     prompt_step_id: int | None = None
     is_forked: bool = False
     is_damaged: bool = False
     num_prompt_logprobs: int = 0
-    ticket: tuple[tuple[int, ...], int, RequestState] | None = None
+    ticket: tuple[tuple[float, ...], int, RequestState] | None = None
 
     @property
     def is_running(self) -> bool:
@@ -136,6 +136,7 @@ class PlanBuilder:
                 params=request.params,
                 seed=request.seed,
                 stop_token_ids=request.stop_token_ids,
+                logits_processors=request.logits_processors,
             )
         )
         self.table_updates.append(BlockTableUpdate(slot, 0, block_ids))

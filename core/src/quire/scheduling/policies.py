@@ -1,62 +1,51 @@
-"""Policies: the order in which requests are served, and its reverse, in which they are preempted."""
+"""Policies: the order in which requests are served, and its reverse, in which they are preempted.
+
+The scheduler takes any `quire.api.extensions.SchedulingPolicy`; it must not raise and must give keys that
+compare. The engine sees to that where a plugin brought it.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from quire.api.errors import ConfigError
+from quire.api.extensions import ExtensionContext, RequestView, SchedulingPolicy
 from quire.api.request import Request, RequestStatus
-
-
-class Policy(Protocol):
-    """Orders candidates; it never owns the loop.
-
-    Waiting requests are admitted, and running ones scheduled, by ascending key; the running request of
-    the greatest key is preempted first.
-    """
-
-    @property
-    def name(self) -> str:
-        """What the configuration calls it."""
-        ...
-
-    def key(self, request: Request, arrival_index: int) -> tuple[int, ...]:
-        """Where a request stands. Asked when it starts to wait, when it is preempted, and when it runs.
-
-        Args:
-            request: to be read only.
-            arrival_index: counts the requests in the order in which they were added.
-        """
-        ...
 
 
 class FcfsPolicy:
     """First come, first served; preempted requests go before those that never ran."""
 
-    name = "fcfs"
-
-    def key(self, request: Request, arrival_index: int) -> tuple[int, ...]:
-        return (request.status is not RequestStatus.PREEMPTED, arrival_index)
+    def key(self, request: RequestView, arrival_index: int) -> tuple[float, ...]:
+        """Preempted first, then in the order of arrival."""
+        return (not request.is_preempted, arrival_index)
 
 
 class PriorityPolicy:
     """The lower `Request.priority` goes first; then as fcfs."""
 
-    name = "priority"
+    def key(self, request: RequestView, arrival_index: int) -> tuple[float, ...]:
+        """The priority, then as fcfs."""
+        return (request.priority, not request.is_preempted, arrival_index)
 
-    def key(self, request: Request, arrival_index: int) -> tuple[int, ...]:
-        return (request.priority, request.status is not RequestStatus.PREEMPTED, arrival_index)
+
+def create_fcfs(context: ExtensionContext) -> SchedulingPolicy:
+    """The factory of core's PolicySpec "fcfs"."""
+    return FcfsPolicy()
 
 
-def create_policy(name: str) -> Policy:
-    """The built-in policy of that name.
+def create_priority(context: ExtensionContext) -> SchedulingPolicy:
+    """The factory of core's PolicySpec "priority"."""
+    return PriorityPolicy()
 
-    Raises:
-        ConfigError: there is none.
-    """
-    policies: tuple[Policy, ...] = (FcfsPolicy(), PriorityPolicy())
-    for policy in policies:
-        if policy.name == name:
-            return policy
-    known = ", ".join(policy.name for policy in policies)
-    raise ConfigError(f"scheduling policy {name!r} is not known: choose one of {known}")
+
+def view_of(request: Request) -> RequestView:
+    """The request's counts of now; its parameters are shared, not copied."""
+    return RequestView(
+        request_id=request.request_id,
+        priority=request.priority,
+        arrival_s=request.arrival_s,
+        num_prompt_tokens=len(request.prompt_token_ids),
+        num_output_tokens=len(request.output_token_ids),
+        max_total_tokens=request.max_total_tokens,
+        num_preemptions=request.num_preemptions,
+        is_preempted=request.status is RequestStatus.PREEMPTED,
+        params=request.params,
+    )

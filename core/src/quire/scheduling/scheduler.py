@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from quire.api.errors import KVCacheInvariantError, NumericalError, PromptError, StepError
+from quire.api.errors import (
+    ExtensionError,
+    KVCacheInvariantError,
+    NumericalError,
+    PromptError,
+    StepError,
+)
+from quire.api.extensions import SchedulingPolicy
 from quire.api.request import FinishReason, Request, RequestStatus
 from quire.api.step import PlanRow, RowResult, StepPlan, StepResult
 from quire.kvcache.block_manager import BlockManager
@@ -19,7 +26,6 @@ from quire.scheduling.plan import (
     SchedulerStats,
 )
 from quire.scheduling.planner import Planner
-from quire.scheduling.policies import Policy
 from quire.scheduling.tracked import TrackedRequests
 
 
@@ -36,7 +42,9 @@ class Scheduler:
     better ones arrive. A waiting request that does not fit holds back those behind it.
     """
 
-    def __init__(self, limits: SchedulerLimits, block_manager: BlockManager, policy: Policy) -> None:
+    def __init__(
+        self, limits: SchedulerLimits, block_manager: BlockManager, policy: SchedulingPolicy
+    ) -> None:
         self.limits = limits
         self.block_manager = block_manager
         self._admission = Admission(limits, block_manager)
@@ -100,6 +108,10 @@ class Scheduler:
         self._requests.end(state, reason, stop_reason, error)
         return True
 
+    def set_policy(self, policy: SchedulingPolicy) -> None:
+        """Order waiting and running requests by another policy, from the next step on."""
+        self._requests.set_policy(policy)
+
     def schedule(self) -> StepPlan:
         """Plan the next step. A plan without rows has nothing else either, and needs no update."""
         builder = PlanBuilder(self._num_steps, self.limits.max_num_batched_tokens)
@@ -120,12 +132,12 @@ class Scheduler:
             StepError: plan and result do not belong together, or an earlier plan is not updated.
         """
         rows = self._take_rows(plan, result)
-        failures: dict[RequestState, Exception] = {
-            row.state: NumericalError(f"step {plan.step_id} failed for this request: {row_result.error}")
+        failures: dict[RequestState, RowResult] = {
+            row.state: row_result
             for row, row_result in zip(rows, result.rows, strict=True)
             if row_result.error is not None and not row.is_discarded and not row.state.is_damaged
         }
-        updates = self._contain(rows, failures) if failures else []
+        updates = self._end_failed(plan, rows, failures) if failures else []
         for row, row_result in zip(rows, result.rows, strict=True):
             state = row.state
             state.num_planned -= 1
@@ -212,6 +224,21 @@ class Scheduler:
                 break
         logprobs = None if result.logprobs is None else result.logprobs[: len(new_token_ids)]
         return RequestUpdate(request, new_token_ids, logprobs, prompt_logprobs, reason is not None)
+
+    def _end_failed(
+        self, plan: StepPlan, rows: list[PlannedRow], failures: dict[RequestState, RowResult]
+    ) -> list[RequestUpdate]:
+        """End requests whose row failed. What a plugin made of the logits leaves their KV good."""
+        updates = []
+        numerical: dict[RequestState, Exception] = {}
+        for state, result in failures.items():
+            text = f"step {plan.step_id} failed for this request: {result.error}"
+            if result.failed_plugin is None:
+                numerical[state] = NumericalError(text)
+            elif not state.request.is_finished:
+                self._requests.end(state, FinishReason.ERROR, None, ExtensionError(text))
+                updates.append(RequestUpdate(state.request, [], is_finished=True))
+        return updates + self._contain(rows, numerical) if numerical else updates
 
     def _contain(
         self, rows: list[PlannedRow], failures: dict[RequestState, Exception], are_all_at_fault: bool = False

@@ -8,10 +8,11 @@ from heapq import heappop, heappush
 from operator import attrgetter
 
 from quire.api.errors import KVCacheInvariantError
+from quire.api.extensions import SchedulingPolicy
 from quire.api.request import FinishReason, Request, RequestStatus
 from quire.kvcache.block_manager import BlockManager
 from quire.scheduling.plan import RequestState
-from quire.scheduling.policies import Policy
+from quire.scheduling.policies import view_of
 from quire.scheduling.waiting import WaitingQueue
 
 _BY_KEY = attrgetter("key")
@@ -26,7 +27,7 @@ class TrackedRequests:
         num_preemptions: so far.
     """
 
-    def __init__(self, max_num_seqs: int, block_manager: BlockManager, policy: Policy) -> None:
+    def __init__(self, max_num_seqs: int, block_manager: BlockManager, policy: SchedulingPolicy) -> None:
         self.running: list[RequestState] = []
         self.waiting = WaitingQueue(policy)
         self.num_preemptions = 0
@@ -68,7 +69,7 @@ class TrackedRequests:
         self.waiting.remove(state)
         request.status = RequestStatus.RUNNING
         slot = request.slot = heappop(self._free_slots)
-        state.key = (self._policy.key(request, state.arrival_index), state.arrival_index)
+        state.key = (self._policy.key(view_of(request), state.arrival_index), state.arrival_index)
         insort(self.running, state, key=_BY_KEY)
         return slot
 
@@ -132,6 +133,18 @@ class TrackedRequests:
         state.prompt_step_id = step_id
         if self.waiting.has_forks(state.request):
             self._ready_leaders.append(state.request)
+
+    def set_policy(self, policy: SchedulingPolicy) -> None:
+        """Order all requests by another policy; slots and blocks stay where they are."""
+        running = [
+            ((policy.key(view_of(state.request), state.arrival_index), state.arrival_index), state)
+            for state in self.running
+        ]
+        self.waiting.reorder(policy)
+        self._policy = policy
+        for key, state in running:
+            state.key = key
+        self.running.sort(key=_BY_KEY)
 
     def release_ready_forks(self) -> None:
         """Queue the forks whose leader's prompt was completed by an earlier step."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 
+from quire.api.extensions import SchedulingPolicy
 from quire.api.request import Request
 from quire.scheduling.plan import RequestState
-from quire.scheduling.policies import Policy
+from quire.scheduling.policies import view_of
 
 
 class WaitingQueue:
@@ -16,9 +17,9 @@ class WaitingQueue:
     so that they block nobody.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: SchedulingPolicy) -> None:
         self._policy = policy
-        self._heap: list[tuple[tuple[int, ...], int, RequestState]] = []
+        self._heap: list[tuple[tuple[float, ...], int, RequestState]] = []
         self._num_queued = 0
         self._num_tickets = 0
         self._parked: dict[Request, dict[RequestState, None]] = {}
@@ -33,10 +34,23 @@ class WaitingQueue:
     def push(self, state: RequestState) -> None:
         """Queue a request where the policy puts it."""
         self._num_tickets += 1
-        key = self._policy.key(state.request, state.arrival_index)
+        key = self._policy.key(view_of(state.request), state.arrival_index)
         state.ticket = (key, self._num_tickets, state)
         heappush(self._heap, state.ticket)
         self._num_queued += 1
+
+    def reorder(self, policy: SchedulingPolicy) -> None:
+        """Queue all that wait where another policy puts them; on an exception nothing has changed."""
+        valid = [ticket for ticket in self._heap if ticket[2].ticket is ticket]
+        moved = [
+            (policy.key(view_of(state.request), state.arrival_index), number, state)
+            for _, number, state in valid
+        ]
+        heapify(moved)
+        self._policy = policy
+        self._heap = moved
+        for ticket in moved:
+            ticket[2].ticket = ticket
 
     def peek(self) -> RequestState | None:
         """The next request; None when none is queued."""

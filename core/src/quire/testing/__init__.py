@@ -1,1 +1,57 @@
-"""What tests of Quire and of its plugins use: tiny models, forward passes, conformance suites."""
+"""What tests of Quire and of its plugins use: tiny models, forward passes, conformance suites.
+
+A suite is a class: subclass it in a test file as `class TestMine(ModelConformance)`, set a few class
+attributes, and pytest runs its checks; `quire plugins check NAME` runs the same without pytest. Names
+are imported when they are first used, so this module imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quire.testing.attention_suite import AttentionBackendConformance
+    from quire.testing.check import check_plugin
+    from quire.testing.conformance import CheckResult, Conformance, ConformanceError
+    from quire.testing.model_engine_suite import ModelConformance
+    from quire.testing.op_cases import OpCase
+    from quire.testing.op_suite import OpConformance
+    from quire.testing.policy_suite import PolicyConformance
+    from quire.testing.processor_suite import LogitsProcessorConformance
+
+__all__ = [
+    "AttentionBackendConformance",
+    "CheckResult",
+    "Conformance",
+    "ConformanceError",
+    "LogitsProcessorConformance",
+    "ModelConformance",
+    "OpCase",
+    "OpConformance",
+    "PolicyConformance",
+    "check_plugin",
+]
+
+_MODULES = {
+    "AttentionBackendConformance": "attention_suite",
+    "CheckResult": "conformance",
+    "Conformance": "conformance",
+    "ConformanceError": "conformance",
+    "LogitsProcessorConformance": "processor_suite",
+    "ModelConformance": "model_engine_suite",
+    "OpCase": "op_cases",
+    "OpConformance": "op_suite",
+    "PolicyConformance": "policy_suite",
+    "check_plugin": "check",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -42,6 +42,39 @@ def write_tiny_qwen2(path: Path, *, seed: int = 0, is_sharded: bool = False, **o
     return _write(Qwen2ForCausalLM(config), path, seed, is_sharded)
 
 
+def write_tiny_qwen3(path: Path, *, seed: int = 0, is_sharded: bool = False, **overrides: Any) -> Path:
+    """Write a random Qwen3ForCausalLM of two layers; see `write_tiny_llama`."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(**{**_decoder_fields(), "head_dim": 8, **overrides})
+    return _write(Qwen3ForCausalLM(config), path, seed, is_sharded)
+
+
+def write_tiny_mistral(path: Path, *, seed: int = 0, is_sharded: bool = False, **overrides: Any) -> Path:
+    """Write a random MistralForCausalLM of two layers; see `write_tiny_llama`."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(**{**_decoder_fields(), **overrides})
+    return _write(MistralForCausalLM(config), path, seed, is_sharded)
+
+
+def write_tiny_mpt(path: Path, *, seed: int = 0, is_sharded: bool = False, **overrides: Any) -> Path:
+    """Write a random MptForCausalLM of two layers; see `write_tiny_llama`."""
+    from transformers import MptConfig, MptForCausalLM
+
+    fields: dict[str, Any] = {
+        "vocab_size": 97,
+        "d_model": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "max_seq_len": 64,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = MptConfig(**{**fields, **overrides})
+    return _write(MptForCausalLM(config), path, seed, is_sharded)
+
+
 def write_tiny_gpt2(path: Path, *, seed: int = 0, is_sharded: bool = False, **overrides: Any) -> Path:
     """Write a random GPT2LMHeadModel of two layers; see `write_tiny_llama`."""
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -179,8 +179,8 @@ def cut_contexts(context_lens: list[int], threads: int) -> tuple[Int32Array, Int
 
     Returns:
         tasks int32 [N, 4] (row, first token, last token exclusive, index of the partial result or -1
-        where the row is whole), in an order that deals equal shares in turn; merges int32 [M, 3] (row, first partial, how many);
-        the number of partial results.
+        where the row is whole), in an order that deals equal shares in turn; merges int32 [M, 3] (row,
+        first partial, how many); the number of partial results.
     """
     lengths = np.array(context_lens, dtype=np.int64)
     piece = int(lengths.sum()) // (threads * PIECES_PER_THREAD) + 1

@@ -32,7 +32,11 @@ from quire.nn.rotary import RotaryEmbedding
 
 @dataclass(slots=True, frozen=True)
 class LlamaConfig:
-    """A Llama's shape; `max_position_embeddings` includes what its rotary scaling adds."""
+    """A Llama's shape; `max_position_embeddings` includes what its rotary scaling adds.
+
+    Attributes:
+        window: None, or how many latest tokens a query sees (Mistral).
+    """
 
     vocab_size: int
     hidden_size: int
@@ -45,6 +49,7 @@ class LlamaConfig:
     has_attention_bias: bool
     has_mlp_bias: bool
     is_tied: bool
+    window: int | None = None
 
     @property
     def num_attention_heads(self) -> int:
@@ -75,7 +80,9 @@ class LlamaAttention(nn.Module):
         self.qkv = ctx.linear(config.hidden_size, parts, bias=bias)
         self.out = ctx.linear(heads * size, {"out": config.hidden_size}, bias=bias)
         self.rotary = rotary
-        self.attention = ctx.attention(AttentionParams(heads, kv_heads, size, scale=size**-0.5))
+        self.attention = ctx.attention(
+            AttentionParams(heads, kv_heads, size, scale=size**-0.5, window=config.window)
+        )
 
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """[T, E] to [T, E]."""

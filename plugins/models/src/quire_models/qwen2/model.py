@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from quire.api.batch import ForwardBatch
-from quire.api.errors import CheckpointError, UnsupportedModelError
 from quire.api.hf_config import (
     HeadLayout,
+    layer_windows,
     optional_bool,
     optional_float,
-    optional_int,
-    optional_strings,
     require_choice,
     require_heads,
     require_int,
@@ -151,7 +149,7 @@ class Qwen2Model(nn.Module):
             activation=require_choice(hf_config, "hidden_act", ACTIVATION_OPS, default="silu"),
             norm_eps=optional_float(hf_config, "rms_norm_eps", above=0.0) or 1e-6,
             rope=parse_full_rope(hf_config, heads.head_size),
-            windows=_parse_windows(hf_config, num_layers),
+            windows=layer_windows(hf_config, num_layers),
             is_tied=optional_bool(hf_config, "tie_word_embeddings", default=False),
         )
 
@@ -179,30 +177,3 @@ class Qwen2Model(nn.Module):
         else:
             modules["lm_head"] = (WeightPart("lm_head"),)
         return WeightMap(modules, config.num_layers, tuple(ignored))
-
-
-def _parse_windows(hf_config: Mapping[str, object], num_layers: int) -> tuple[int | None, ...]:
-    """Each layer's window: by `layer_types`, else the layers from `max_window_layers` on slide."""
-    window = optional_int(hf_config, "sliding_window", minimum=1)
-    if not optional_bool(hf_config, "use_sliding_window", default=False):
-        window = None
-    types = optional_strings(hf_config, "layer_types")
-    if types is None:
-        first = optional_int(hf_config, "max_window_layers", minimum=0)
-        first = 28 if first is None else first
-        return tuple(window if index >= first else None for index in range(num_layers))
-    if len(types) != num_layers:
-        raise CheckpointError(
-            f"config.json: layer_types has {len(types)} entries; num_hidden_layers is {num_layers}"
-        )
-    unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
-    if unknown:
-        raise UnsupportedModelError(
-            f"config.json: layer type {unknown[0]!r} is not served; "
-            "served are full_attention and sliding_attention"
-        )
-    if "sliding_attention" in types and window is None:
-        raise CheckpointError(
-            "config.json: layer_types has sliding_attention; it needs a sliding_window in use"
-        )
-    return tuple(window if kind == "sliding_attention" else None for kind in types)

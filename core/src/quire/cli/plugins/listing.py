@@ -5,24 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 
-from quire.cli.plugin_flags import add_plugin_flags, plugin_settings
+from quire.cli.plugin_flags import plugin_settings
+from quire.cli.tables import table
 from quire.plugins import PluginHost, PluginRecord
 
 
-class PluginsCommand:
-    """Commands about plugins."""
+class ListAction:
+    """All plugins that were found, in load order."""
+
+    name = "list"
+    help = "name, distribution, version, what each registers, enabled or why not"
+    has_plugin_flags = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """The subcommands."""
-        actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-        listing = actions.add_parser(
-            "list", help="name, distribution, version, what each registers, enabled or why not"
-        )
-        listing.add_argument("--json", action="store_true", help="print one JSON document")
-        listing.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
-        add_plugin_flags(listing)
+        """The output's form."""
+        parser.add_argument("--json", action="store_true", help="print one JSON document")
 
     def run(self, args: argparse.Namespace) -> int:
         """Print the list; the status is 1 when a plugin failed."""
@@ -34,7 +31,7 @@ class PluginsCommand:
 def as_json(host: PluginHost) -> str:
     """The list for programs."""
     document = {
-        "plugins": [_describe(record) for record in host.records],
+        "plugins": [describe_record(record) for record in host.records],
         "problems": [
             {"distribution": problem.distribution, "location": problem.location, "reason": problem.reason}
             for problem in host.problems
@@ -45,31 +42,22 @@ def as_json(host: PluginHost) -> str:
 
 def as_text(host: PluginHost) -> str:
     """The list for people: a line per plugin, and below it what it registers."""
-    rows = [("PLUGIN", "DISTRIBUTION", "VERSION", "STATUS")]
-    rows += [
+    rows = [
         (record.name, record.candidate.distribution, record.candidate.version, record.status.value)
         for record in host.records
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines: list[str] = []
-    for index, row in enumerate(rows):
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        if index:
-            lines += [f"    {line}" for line in _details(host.records[index - 1])]
+    head, *body = table(("PLUGIN", "DISTRIBUTION", "VERSION", "STATUS"), rows)
+    lines = [head]
+    for line, record in zip(body, host.records, strict=True):
+        lines += [line, *(f"    {detail}" for detail in _details(record))]
     lines += [
         f"passed over: {entry.distribution} in {entry.location}: {entry.reason}" for entry in host.problems
     ]
     return "\n".join(lines)
 
 
-def _details(record: PluginRecord) -> list[str]:
-    lines = [record.info.description] if record.info and record.info.description else []
-    if record.reason:
-        lines.append(f"why: {record.reason}")
-    return lines + [f"{kind}: {', '.join(names)}" for kind, names in record.registered_names().items()]
-
-
-def _describe(record: PluginRecord) -> dict[str, object]:
+def describe_record(record: PluginRecord) -> dict[str, object]:
+    """A plugin for programs."""
     return {
         "name": record.name,
         "distribution": record.candidate.distribution,
@@ -80,3 +68,10 @@ def _describe(record: PluginRecord) -> dict[str, object]:
         "api": record.info.api if record.info else None,
         "registers": record.registered_names(),
     }
+
+
+def _details(record: PluginRecord) -> list[str]:
+    lines = [record.info.description] if record.info and record.info.description else []
+    if record.reason:
+        lines.append(f"why: {record.reason}")
+    return lines + [f"{kind}: {', '.join(names)}" for kind, names in record.registered_names().items()]

@@ -1,0 +1,184 @@
+"""Which implementation serves which op, and which backend attention, on a device; and why not the others."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.errors import PluginError, QuireError
+from quire.api.specs import AttentionBackendSpec, FactoryRef, OpImplSpec, OpSpec, Registration
+from quire.cli.tables import table
+from quire.ops.table import OpCandidate, OpDescription, OpTable, origin
+from quire.plugins import PluginHost, resolve_factory
+
+DTYPES: tuple[DTypeName, ...] = typing.get_args(DTypeName)
+
+
+@dataclass(slots=True, frozen=True)
+class Choices:
+    """What would be bound on a device, in a dtype.
+
+    Attributes:
+        ops: each with its implementations, the best first.
+        attention: the backends, the best first; the one without a reason is chosen.
+        problems: what is wrong with an implementation.
+    """
+
+    device: DeviceInfo
+    dtype: DTypeName
+    ops: tuple[OpDescription, ...]
+    attention: tuple[OpCandidate, ...]
+    problems: tuple[str, ...]
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare `--dtype` and `--device`."""
+    parser.add_argument(
+        "--dtype",
+        dest="asked_dtype",
+        choices=DTYPES,
+        metavar="NAME",
+        default="bfloat16",
+        help=f"of the model that is asked about, one of {', '.join(DTYPES)} (default: bfloat16)",
+    )
+    parser.add_argument(
+        "--device",
+        dest="asked_device",
+        metavar="NAME",
+        default="cpu",
+        help="auto, cpu, cuda or cuda:N (default: cpu)",
+    )
+
+
+def choose(host: PluginHost, args: argparse.Namespace) -> Choices:
+    """Ask every implementation about the device and dtype of the flags; imports torch.
+
+    Raises:
+        DeviceError: there is no such device here.
+    """
+    from quire.execution.device import detect_device
+
+    device, dtype = detect_device(args.asked_device), cast(DTypeName, args.asked_dtype)
+    problems: list[str] = []
+    registrations = list(host.ops.registrations())
+    for registration in host.op_impls.registrations():
+        spec = cast(OpImplSpec, registration.spec)
+        if spec.op in host.ops:
+            registrations.append(_guarded(registration, problems))
+        else:
+            problems.append(
+                f"{origin(registration)} implements the op {spec.op!r}, which no enabled plugin registers: "
+                "enable the plugin that brings it, or register an OpSpec"
+            )
+    ops = OpTable(registrations, device, dtype, lambda reference, _: reference).describe()
+    attention = _attention(
+        [_guarded(entry, problems) for entry in host.attention_backends.registrations()], device, dtype
+    )
+    if not any(candidate.reason is None for candidate in attention):
+        problems.append(f"no attention backend serves {dtype} on {device.type}: install or enable one")
+    problems += _import_problems(host, ops, attention)
+    return Choices(device, dtype, tuple(ops), tuple(attention), tuple(problems))
+
+
+def describe_choices(choices: Choices) -> list[str]:
+    """Two tables for people."""
+    lines = table(
+        ("OP", "IMPLEMENTATION", "PRIORITY", "PLUGIN", "SERVES, OR WHY NOT"),
+        [row for entry in choices.ops for row in _rows(entry.op, entry.candidates)],
+    )
+    backends = table(
+        ("ATTENTION", "PRIORITY", "PLUGIN", "SERVES, OR WHY NOT"),
+        [row[1:] for row in _rows("", choices.attention)],
+    )
+    return [*lines, "", *backends]
+
+
+def choices_json(choices: Choices) -> dict[str, object]:
+    """The same for programs."""
+    return {
+        "device": choices.device.type,
+        "device_name": choices.device.name,
+        "dtype": choices.dtype,
+        "ops": {
+            entry.op: {
+                "schema": entry.schema,
+                "candidates": [dataclasses.asdict(candidate) for candidate in entry.candidates],
+            }
+            for entry in choices.ops
+        },
+        "attention": [dataclasses.asdict(candidate) for candidate in choices.attention],
+    }
+
+
+def _rows(op: str, candidates: Sequence[OpCandidate]) -> list[tuple[str, ...]]:
+    return [
+        (op if not index else "", entry.name, str(entry.priority), entry.origin, entry.reason or "serves")
+        for index, entry in enumerate(candidates)
+    ]
+
+
+def _guarded(registration: Registration, problems: list[str]) -> Registration:
+    """The registration with a `supports` that answers with a reason where the plugin's raises."""
+    spec = cast("OpImplSpec | AttentionBackendSpec", registration.spec)
+    supports = spec.supports
+
+    def ask(device: DeviceInfo, dtype: DTypeName) -> str | None:
+        try:
+            answer = supports(device, dtype)
+        except Exception as error:
+            answer = f"supports() raised {type(error).__name__}: {error}"
+            problems.append(f"{origin(registration)}, {spec.name}: {answer}")
+            return answer
+        if answer is None or isinstance(answer, str):
+            return answer
+        reason = f"supports() answered {answer!r}: it must be None or the reason why not"
+        problems.append(f"{origin(registration)}, {spec.name}: {reason}")
+        return reason
+
+    return dataclasses.replace(registration, spec=dataclasses.replace(spec, supports=ask))
+
+
+def _attention(
+    registrations: Sequence[Registration], device: DeviceInfo, dtype: DTypeName
+) -> list[OpCandidate]:
+    specs = [(cast(AttentionBackendSpec, entry.spec), origin(entry)) for entry in registrations]
+    chosen: AttentionBackendSpec | None = None
+    candidates = []
+    for spec, owner in sorted(specs, key=lambda pair: (-pair[0].priority, pair[0].name)):
+        reason = spec.supports(device, dtype)
+        if reason is None and chosen is None:
+            chosen = spec
+        elif reason is None and chosen is not None:
+            reason = f"{chosen.name} has priority {chosen.priority}, this {spec.priority}"
+        candidates.append(OpCandidate(spec.name, owner, spec.priority, reason))
+    return candidates
+
+
+def _import_problems(
+    host: PluginHost, ops: Sequence[OpDescription], attention: Sequence[OpCandidate]
+) -> list[str]:
+    """What cannot be imported of the ops' references and of what is chosen."""
+    named: list[tuple[FactoryRef, Registration]] = []
+    for registration in host.ops.registrations():
+        named.append((cast(OpSpec, registration.spec).reference, registration))
+    for entry in ops:
+        name = f"{entry.op}/{entry.bound.name}"
+        if name in host.op_impls:
+            named.append((host.op_impls.spec(name).factory, host.op_impls.registration(name)))
+    for candidate in attention:
+        if candidate.reason is None:
+            backend = host.attention_backends.registration(candidate.name)
+            named.append((cast(AttentionBackendSpec, backend.spec).factory, backend))
+    problems = []
+    for reference, registration in named:
+        try:
+            if not callable(resolve_factory(reference, registration)):
+                raise PluginError(f"{reference!r} of {origin(registration)} is not callable")
+        except QuireError as error:
+            problems.append(str(error))
+    return problems

@@ -1,0 +1,102 @@
+"""How often and how long plugins were called, and what they answered."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from quire.api.outputs import Metric
+
+T = TypeVar("T")
+
+logger = logging.getLogger("quire.plugins")
+
+MAX_TRACED_CHARS = 300
+"""Of an answer that is logged."""
+
+
+@dataclass(slots=True)
+class CallCount:
+    """Calls of one extension point of one plugin."""
+
+    calls: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+
+
+def show_trace() -> None:
+    """Let what is logged of plugins' calls be seen on standard error, unless logging is configured."""
+    package = logging.getLogger("quire")
+    if package.handlers or logging.getLogger().handlers:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("quire: %(message)s"))
+    package.addHandler(handler)
+    if package.level == logging.NOTSET:
+        package.setLevel(logging.INFO)
+
+
+class PluginCalls:
+    """Times every call of plugin code that the engine makes, by plugin and extension point.
+
+    Attributes:
+        is_traced: whether each call is logged with its answer (`--trace-plugins`).
+    """
+
+    def __init__(self) -> None:
+        self.is_traced = False
+        self._counts: dict[tuple[str, str], CallCount] = {}
+
+    def call(
+        self, plugin: str, point: str, function: Callable[..., T], *args: object, **keywords: object
+    ) -> T:
+        """Call plugin code; whatever it raises, SystemExit included, is counted and raised on."""
+        begin = time.perf_counter()
+        try:
+            result = function(*args, **keywords)
+        except BaseException as error:
+            self._add(
+                plugin, point, time.perf_counter() - begin, f"raised {type(error).__name__}: {error}", True
+            )
+            raise
+        self._add(plugin, point, time.perf_counter() - begin, result, False)
+        return result
+
+    def count(self, plugin: str, point: str) -> CallCount:
+        """The calls so far; zeros where there was none."""
+        return self._counts.get((plugin, point), CallCount())
+
+    def metrics(self) -> list[Metric]:
+        """Counters with the labels `plugin` and `point`."""
+        listed: list[Metric] = []
+        for (plugin, point), count in sorted(self._counts.items()):
+            labels = {"plugin": plugin, "point": point}
+            listed += [
+                Metric("quire:plugin_calls", count.calls, "counter", "calls of a plugin's code", labels),
+                Metric("quire:plugin_errors", count.errors, "counter", "of these, calls that failed", labels),
+                Metric("quire:plugin_seconds", count.seconds, "counter", "time in a plugin's code", labels),
+            ]
+        return listed
+
+    def _add(self, plugin: str, point: str, seconds: float, answer: object, is_error: bool) -> None:
+        count = self._counts.get((plugin, point))
+        if count is None:
+            count = self._counts[plugin, point] = CallCount()
+        count.calls += 1
+        count.errors += is_error
+        count.seconds += seconds
+        if self.is_traced:
+            text = str(answer) if is_error else _shown(answer)
+            text = text if len(text) <= MAX_TRACED_CHARS else f"{text[:MAX_TRACED_CHARS]}..."
+            logger.info("%s: %s in %.3f ms: %s", plugin, point, seconds * 1e3, text)
+
+
+def _shown(answer: object) -> str:
+    try:
+        return repr(answer)
+    except Exception as error:
+        return f"a {type(answer).__name__} whose repr raises {type(error).__name__}"

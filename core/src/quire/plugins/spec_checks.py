@@ -1,0 +1,62 @@
+"""The fields of what plugins return: dataclasses check no types, and a string passes for a tuple of names."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from quire.api.errors import PluginError
+from quire.api.specs import Capabilities, Placement, PluginInfo
+
+_TUPLES_OF_SPECS = ("quant_methods", "methods")
+
+
+def check_info(info: PluginInfo) -> None:
+    """Refuse a PluginInfo whose fields have wrong types.
+
+    Raises:
+        PluginError: names the field and its value.
+    """
+    for field in ("before", "after", "runs_in"):
+        _check_names(f"PluginInfo.{field}", getattr(info, field))
+    unknown = [place for place in info.runs_in if place not in get_args(Placement)]
+    if unknown:
+        raise PluginError(f"PluginInfo.runs_in has {unknown[0]!r}, expected {', '.join(get_args(Placement))}")
+    if info.affects_outputs not in (None, True, False):
+        raise PluginError(f"PluginInfo.affects_outputs is {info.affects_outputs!r}, expected a bool or None")
+
+
+def check_spec(spec: object, name: object) -> None:
+    """Refuse a spec without a usable name, or whose fields have wrong types.
+
+    Args:
+        spec: any of `quire.api.specs`.
+        name: what it is registered under.
+
+    Raises:
+        PluginError: names the spec, the field and its value.
+    """
+    kind = type(spec).__name__
+    if not isinstance(name, str) or not name:
+        raise PluginError(f"a {kind} is called {name!r}, expected a name")
+    for field in ("factory", "reference"):
+        factory = getattr(spec, field, "")
+        if not (isinstance(factory, str) or callable(factory)):
+            raise PluginError(
+                f"{kind} {name!r}: {field} is {factory!r}, expected 'module:attribute' or a callable"
+            )
+    if not callable(getattr(spec, "supports", len)):
+        raise PluginError(f"{kind} {name!r}: supports is no function")
+    for field in _TUPLES_OF_SPECS:
+        _check_names(f"{kind} {name!r}: {field}", getattr(spec, field, ()))
+    able = getattr(spec, "capabilities", Capabilities())
+    if not isinstance(able, Capabilities):
+        raise PluginError(f"{kind} {name!r}: capabilities is {able!r}, expected a Capabilities")
+    for field in ("dtypes", "devices", "quantizations"):
+        value = getattr(able, field)
+        if value is not None:
+            _check_names(f"{kind} {name!r}: Capabilities.{field}", value)
+
+
+def _check_names(place: str, value: object) -> None:
+    if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
+        raise PluginError(f"{place} is {value!r}, expected a tuple of names")

@@ -1,0 +1,42 @@
+"""The kinds of plugins that can be scaffolded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+
+@dataclass(slots=True, frozen=True)
+class ScaffoldKind:
+    """A kind with a folder of templates.
+
+    Attributes:
+        description: of the distribution. test_requirements: what its tests need besides quire-core.
+        has_suite: whether `quire plugins check` has something to run for it.
+    """
+
+    description: str
+    test_requirements: tuple[str, ...] = ("pytest>=8",)
+    has_suite: bool = True
+
+
+KINDS: Final[Mapping[str, ScaffoldKind]] = MappingProxyType(
+    {
+        "model": ScaffoldKind("A model architecture for Quire", ("pytest>=8", "transformers>=5.17")),
+        "op": ScaffoldKind("An op for Quire, with its reference and a faster implementation"),
+        "policy": ScaffoldKind("A scheduling policy for Quire"),
+        "logits-processor": ScaffoldKind("A logits processor for Quire"),
+        "observer": ScaffoldKind("An observer of Quire's engine", has_suite=False),
+    }
+)
+"""By the name that `quire plugins new` takes, which is also the folder of its templates."""
+
+LATER_KINDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "quantization": "the protocol of quantization methods is not settled yet",
+        "drafter": "the protocol of drafters is not settled yet",
+    }
+)
+"""Kinds that plugins can register already, and why there is nothing to scaffold."""

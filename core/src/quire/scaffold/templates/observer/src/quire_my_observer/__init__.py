@@ -1,0 +1,1 @@
+"""An observer of Quire's engine."""

@@ -1,0 +1,158 @@
+"""Arguments to try ops with: those of core's ops, and what can be made from a schema alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quire.testing.conformance import ConformanceError
+
+SHAPES = ((5, 33), (1, 1), (1, 2), (64, 96), (2, 3, 66), (3, 7), (0, 8), (17, 4))
+"""Rows and features: odd, single, several leading dimensions, empty."""
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One call of an op.
+
+    Attributes:
+        name: what is special about it, for messages. arguments: positional, as the schema orders them.
+        is_rowwise: rows (the first dimension of all tensors that have as many) do not depend on each other.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    is_rowwise: bool = False
+
+
+@dataclass(frozen=True)
+class OpArgument:
+    """An argument or a result of a schema.
+
+    Attributes:
+        type: "Tensor", "Optional[Tensor]", "float", "int", "bool" ... alias: the name of its alias set, or "".
+        is_written: whether the schema says that the op writes it, as in "Tensor(a!)".
+    """
+
+    name: str
+    type: str
+    alias: str = ""
+    is_written: bool = False
+
+
+@dataclass(frozen=True)
+class OpSchema:
+    """A parsed schema."""
+
+    arguments: tuple[OpArgument, ...]
+    results: tuple[OpArgument, ...]
+
+
+def parse_schema(name: str, schema: str) -> OpSchema:
+    """Parse an OpSpec's schema; ConformanceError when torch does not understand it."""
+    try:
+        parsed = torch._C.parse_schema(name + schema)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConformanceError(f"the schema {schema!r} of {name!r} is malformed: {reason}") from error
+    return OpSchema(
+        tuple(_argument(entry) for entry in parsed.arguments),
+        tuple(_argument(entry) for entry in parsed.returns),
+    )
+
+
+def core_cases(op: str, dtype: torch.dtype) -> Iterator[OpCase] | None:
+    """Calls of one of core's ops; None for other ops."""
+    maker = _MAKERS.get(op)
+    return None if maker is None else maker(dtype)
+
+
+def generic_cases(schema: OpSchema, dtype: torch.dtype) -> Iterator[OpCase]:
+    """Calls by schema alone: all tensors of one shape, numbers 1, flags False, optional tensors left out."""
+    random = torch.Generator().manual_seed(0)
+    for shape in SHAPES:
+        yield OpCase(
+            f"shape {list(shape)}",
+            tuple(_generic(argument, shape, dtype, random) for argument in schema.arguments),
+        )
+
+
+def _generic(
+    argument: OpArgument, shape: tuple[int, ...], dtype: torch.dtype, random: torch.Generator
+) -> object:
+    values: dict[str, object] = {"float": 1.0, "int": 1, "bool": False}
+    if argument.type == "Tensor":
+        return _random(shape, dtype, random)
+    return values.get(argument.type)
+
+
+def _argument(entry: Any) -> OpArgument:
+    alias = entry.alias_info
+    names = sorted(alias.before_set) if alias is not None else []
+    return OpArgument(entry.name, str(entry.type), names[0] if names else "", bool(alias and alias.is_write))
+
+
+def _random(shape: tuple[int, ...], dtype: torch.dtype, random: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype)
+
+
+def _rows_with_gaps(x: Tensor) -> Tensor:
+    """The same values as a view of wider rows, as the parts of a fused product are."""
+    wide = torch.full((*x.shape[:-1], x.shape[-1] + 6), 7.0, dtype=x.dtype)
+    wide[..., 3:-3] = x
+    return wide[..., 3:-3]
+
+
+def _elementwise(dtype: torch.dtype, *, is_halved: bool = False) -> Iterator[OpCase]:
+    random = torch.Generator().manual_seed(0)
+    for shape in SHAPES:
+        full = (*shape[:-1], shape[-1] * 2) if is_halved else shape
+        x = 3 * _random(full, dtype, random)
+        yield OpCase(f"shape {list(full)}", (x,), is_rowwise=True)
+        yield OpCase(f"shape {list(full)}, rows with gaps", (_rows_with_gaps(0.7 * x),), is_rowwise=True)
+    x = 3 * _random((6, 10), dtype, random)
+    yield OpCase("transposed", (x.t(),))
+    yield OpCase("every other row", (_random((10, 6), dtype, random)[::2],), is_rowwise=True)
+    large = torch.tensor([[0.0, -0.0, 1e-20, 50.0, -50.0, 300.0, -300.0, 30.0]], dtype=dtype)
+    yield OpCase("extremes", (large,))
+
+
+def _norm(dtype: torch.dtype, *, has_bias: bool) -> Iterator[OpCase]:
+    random = torch.Generator().manual_seed(0)
+    for shape in SHAPES:
+        x, weight = _random(shape, dtype, random), _random(shape[-1:], dtype, random)
+        bias = _random(shape[-1:], dtype, random)
+        biases: list[tuple[Tensor | None, ...]] = [(bias,), (None,)] if has_bias else [()]
+        for eps, extra in itertools.product((1e-5, 0.3), biases):
+            name = f"shape {list(shape)}, eps {eps}{', no bias' if extra == (None,) else ''}"
+            yield OpCase(name, (x, weight, *extra, eps), is_rowwise=True)
+        gaps = (_rows_with_gaps(0.7 * x), weight, *biases[0], 1e-5)
+        yield OpCase(f"shape {list(shape)}, rows with gaps", gaps, is_rowwise=True)
+
+
+def _rotary(dtype: torch.dtype) -> Iterator[OpCase]:
+    random = torch.Generator().manual_seed(0)
+    for tokens in (1, 7, 37, 0):
+        for size, rotated in ((8, 8), (8, 4), (10, 10), (64, 64), (80, 32)):
+            for interleaved in (False, True):
+                cos, sin = (_random((tokens, rotated // 2), dtype, random) for _ in range(2))
+                fused = _random((tokens, 6, size), dtype, random)
+                query, key, _ = torch.split(fused, [3, 2, 1], dim=1)
+                name = f"{tokens} tokens, {rotated} of {size} features, interleaved={interleaved}"
+                yield OpCase(name + ", fused", (query, key, cos, sin, interleaved), is_rowwise=True)
+                parts = (query.clone(), key.clone(), cos, sin, interleaved)
+                yield OpCase(name, parts, is_rowwise=True)
+
+
+_MAKERS: dict[str, Callable[[torch.dtype], Iterator[OpCase]]] = {
+    "rms_norm": lambda dtype: _norm(dtype, has_bias=False),
+    "layer_norm": lambda dtype: _norm(dtype, has_bias=True),
+    "rotary": _rotary,
+    "silu_and_mul": lambda dtype: _elementwise(dtype, is_halved=True),
+    **dict.fromkeys(("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu"), _elementwise),
+}

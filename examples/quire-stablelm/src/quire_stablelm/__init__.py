@@ -1,0 +1,1 @@
+"""StableLM for Quire, a log of its steps, and tokens that must not appear."""

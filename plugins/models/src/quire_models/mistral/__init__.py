@@ -1,0 +1,1 @@
+"""Mistral 7B and models of its shape."""

@@ -1,0 +1,193 @@
+"""The Qwen3 decoder: RMSNorm, rotary attention with normed queries and keys, windowed in some layers.
+
+Source: Qwen Team 2025; transformers 5, models/qwen3/modeling_qwen3.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from torch import Tensor, nn
+
+from quire.api.batch import ForwardBatch
+from quire.api.hf_config import (
+    HeadLayout,
+    HFConfig,
+    layer_windows,
+    optional_bool,
+    optional_float,
+    require_choice,
+    require_heads,
+    require_int,
+)
+from quire.api.protocols import AttentionParams, BuildContext
+from quire.api.specs import WeightMap, WeightPart
+from quire.nn.activation import ACTIVATION_OPS
+from quire.nn.mlp import GatedMLP
+from quire.nn.norm import RMSNorm
+from quire.nn.rope_config import RopeConfig, parse_full_rope
+from quire.nn.rotary import RotaryEmbedding
+
+_DEFAULTS: Final[HFConfig] = MappingProxyType(
+    {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096}
+)
+"""What transformers takes for missing keys."""
+
+
+@dataclass(slots=True, frozen=True)
+class Qwen3Config:
+    """A Qwen3's shape; `max_position_embeddings` includes what its rotary scaling adds.
+
+    Attributes:
+        windows: for each layer None, or how many latest tokens its queries see.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    heads: HeadLayout
+    activation: str
+    norm_eps: float
+    rope: RopeConfig
+    windows: tuple[int | None, ...]
+    has_attention_bias: bool
+    is_tied: bool
+
+    @property
+    def num_attention_heads(self) -> int:
+        """H."""
+        return self.heads.num_heads
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Longest context that the weights support."""
+        return self.rope.max_len
+
+    @property
+    def rope_switch_len(self) -> int | None:
+        """See ModelConfig."""
+        return self.rope.switch_len
+
+
+class Qwen3Attention(nn.Module):
+    """Rotary grouped-query attention with a fused QKV product; heads of Q and K are normed first."""
+
+    def __init__(self, config: Qwen3Config, index: int, rotary: RotaryEmbedding, ctx: BuildContext) -> None:
+        super().__init__()
+        heads, kv_heads, size = config.heads.num_heads, config.heads.num_kv_heads, config.heads.head_size
+        self.sizes = (heads * size, kv_heads * size, kv_heads * size)
+        self.head_size = size
+        parts = dict(zip(("q", "k", "v"), self.sizes, strict=True))
+        bias = config.has_attention_bias
+        self.qkv = ctx.linear(config.hidden_size, parts, bias=bias)
+        self.out = ctx.linear(heads * size, {"out": config.hidden_size}, bias=bias)
+        self.query_norm = RMSNorm(size, config.norm_eps, ctx)
+        self.key_norm = RMSNorm(size, config.norm_eps, ctx)
+        self.rotary = rotary
+        window = config.windows[index]
+        self.attention = ctx.attention(
+            AttentionParams(heads, kv_heads, size, scale=size**-0.5, window=window)
+        )
+
+    def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """[T, E] to [T, E]."""
+        query, key, value = (
+            part.unflatten(-1, (-1, self.head_size)) for part in self.qkv(x).split(self.sizes, dim=-1)
+        )  # [T, H, D], [T, K, D], [T, K, D]
+        query, key = self.rotary(self.query_norm(query), self.key_norm(key), batch)
+        result: Tensor = self.out(self.attention(query, key, value, batch))
+        return result
+
+
+class Qwen3Layer(nn.Module):
+    """Attention and MLP, each on the normed stream and added to it."""
+
+    def __init__(self, config: Qwen3Config, index: int, rotary: RotaryEmbedding, ctx: BuildContext) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, ctx)
+        self.attention = Qwen3Attention(config, index, rotary, ctx)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, ctx)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation, ctx)
+
+    def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """[T, E] to [T, E]."""
+        x = x + self.attention(self.attention_norm(x), batch)
+        x = x + self.mlp(self.mlp_norm(x))
+        return x
+
+
+class Qwen3Model(nn.Module):
+    """A Qwen3; see `quire.api.protocols.Model`."""
+
+    def __init__(self, config: Qwen3Config, ctx: BuildContext) -> None:
+        super().__init__()
+        self.embedding = ctx.embedding(config.vocab_size, config.hidden_size)
+        rotary = RotaryEmbedding(config.rope, ctx)
+        self.layers = ctx.layers(config.num_layers, lambda index: Qwen3Layer(config, index, rotary, ctx))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, ctx)
+        tied_to = self.embedding if config.is_tied else None
+        self.lm_head = ctx.lm_head(config.hidden_size, config.vocab_size, tied_to=tied_to)
+
+    def embed(self, batch: ForwardBatch) -> Tensor:
+        """See Model."""
+        result: Tensor = self.embedding(batch.token_ids)
+        return result
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """See Model."""
+        result: Tensor = self.norm(hidden)
+        return result
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See Model."""
+        result: Tensor = self.lm_head(hidden)
+        return result
+
+    @staticmethod
+    def parse_config(hf_config: Mapping[str, object]) -> Qwen3Config:
+        """See ModelFactory; raises UnsupportedModelError for unknown activations and kinds of layers."""
+        hf_config = {**_DEFAULTS, **hf_config}
+        num_layers = require_int(hf_config, "num_hidden_layers", minimum=1)
+        heads = require_heads(hf_config)
+        return Qwen3Config(
+            vocab_size=require_int(hf_config, "vocab_size", minimum=1),
+            hidden_size=require_int(hf_config, "hidden_size", minimum=1),
+            intermediate_size=require_int(hf_config, "intermediate_size", minimum=1),
+            num_layers=num_layers,
+            heads=heads,
+            activation=require_choice(hf_config, "hidden_act", ACTIVATION_OPS, default="silu"),
+            norm_eps=optional_float(hf_config, "rms_norm_eps", above=0.0) or 1e-6,
+            rope=parse_full_rope(hf_config, heads.head_size),
+            windows=layer_windows(hf_config, num_layers),
+            has_attention_bias=optional_bool(hf_config, "attention_bias", default=False),
+            is_tied=optional_bool(hf_config, "tie_word_embeddings", default=False),
+        )
+
+    @staticmethod
+    def weight_map(config: Qwen3Config) -> WeightMap:
+        """See ModelFactory."""
+        layer, source = "layers.{i}", "model.layers.{i}"
+        modules = {
+            "embedding": (WeightPart("model.embed_tokens"),),
+            f"{layer}.attention_norm": (WeightPart(f"{source}.input_layernorm"),),
+            f"{layer}.attention.qkv": tuple(
+                WeightPart(f"{source}.self_attn.{part}_proj", part) for part in ("q", "k", "v")
+            ),
+            f"{layer}.attention.query_norm": (WeightPart(f"{source}.self_attn.q_norm"),),
+            f"{layer}.attention.key_norm": (WeightPart(f"{source}.self_attn.k_norm"),),
+            f"{layer}.attention.out": (WeightPart(f"{source}.self_attn.o_proj"),),
+            f"{layer}.mlp_norm": (WeightPart(f"{source}.post_attention_layernorm"),),
+            f"{layer}.mlp.gate_up": tuple(
+                WeightPart(f"{source}.mlp.{part}_proj", part) for part in ("gate", "up")
+            ),
+            f"{layer}.mlp.down": (WeightPart(f"{source}.mlp.down_proj"),),
+            "norm": (WeightPart("model.norm"),),
+        }
+        if config.is_tied:
+            return WeightMap(modules, config.num_layers, (r"lm_head\.weight",))
+        modules["lm_head"] = (WeightPart("lm_head"),)
+        return WeightMap(modules, config.num_layers)

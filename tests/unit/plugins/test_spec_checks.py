@@ -1,0 +1,60 @@
+"""Fields of wrong types in what plugins return: each is refused with its name and value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+from quire.api.errors import PluginError
+from quire.api.specs import (
+    AttentionBackendSpec,
+    Capabilities,
+    ModelSpec,
+    PluginInfo,
+    QuantizationSpec,
+    RouteSpec,
+)
+from quire.plugins import PluginHost
+
+Plugin = Callable[..., ModuleType]
+HostOf = Callable[..., PluginHost]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"before": "other"}, "PluginInfo.before is 'other', expected a tuple of names"),
+        ({"after": (3,)}, r"PluginInfo.after is \(3,\)"),
+        ({"runs_in": ("kitchen",)}, "runs_in has 'kitchen', expected frontend, engine, worker"),
+        ({"affects_outputs": "no"}, "affects_outputs is 'no'"),
+        ({"api": 1}, "not a version range"),
+    ],
+)
+def test_infos(plugin: Plugin, host_of: HostOf, fields: dict[str, object], message: str) -> None:
+    info = PluginInfo(**{"api": ">=1", **fields})  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match=message):
+        host_of(plugin("p", info=info))
+
+
+@pytest.mark.parametrize(
+    ("hook", "spec", "message"),
+    [
+        ("models", ModelSpec("", "a:b"), "a ModelSpec is called '', expected a name"),
+        ("models", ModelSpec(3, "a:b"), "a ModelSpec is called 3"),  # type: ignore[arg-type]
+        ("models", ModelSpec("X", 3), "ModelSpec 'X': factory is 3"),  # type: ignore[arg-type]
+        ("models", ModelSpec("X", "a:b", None), "capabilities is None"),  # type: ignore[arg-type]
+        (
+            "models",
+            ModelSpec("X", "a:b", Capabilities(dtypes="float32")),  # type: ignore[arg-type]
+            "Capabilities.dtypes is 'float32', expected a tuple of names",
+        ),
+        ("quantizations", QuantizationSpec("q", "a:b", quant_methods="awq"), "quant_methods is 'awq'"),  # type: ignore[arg-type]
+        ("routes", RouteSpec("/x", "a:b", methods="POST"), "methods is 'POST'"),  # type: ignore[arg-type]
+        ("attention_backends", AttentionBackendSpec("a", "a:b", None), "supports is no function"),  # type: ignore[arg-type]
+    ],
+)
+def test_specs(plugin: Plugin, host_of: HostOf, hook: str, spec: object, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        host_of(plugin("p", **{f"register_{hook}": lambda: [spec]}))
