@@ -26,9 +26,13 @@ class FakeSuites:
             CheckResult("PolicyConformance mine", "test_pure", "skipped", "no clock " + "x" * 80, 0.0),
         ]
 
-    def __call__(self, host: PluginHost, name: str) -> list[CheckResult]:
+    def __call__(
+        self, host: PluginHost, name: str, on_result: Callable[[CheckResult], object]
+    ) -> list[CheckResult]:
         assert host.record(name).is_enabled
         self.checked.append(name)
+        for result in self.results:
+            on_result(result)
         return self.results
 
 

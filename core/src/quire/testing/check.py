@@ -32,7 +32,9 @@ SuiteMaker = Callable[[PluginHost, NamedRegistration], type[Conformance] | str]
 """Makes the suite of a registered thing, or says why there is none."""
 
 
-def check_plugin(host: PluginHost, name: str) -> list[CheckResult]:
+def check_plugin(
+    host: PluginHost, name: str, on_result: Callable[[CheckResult], object] | None = None
+) -> list[CheckResult]:
     """Run the suites for what a plugin has registered, on the CPU, in the order of registration.
 
     Models are compared with transformers' class of the same architecture, over configurations derived from
@@ -42,6 +44,7 @@ def check_plugin(host: PluginHost, name: str) -> list[CheckResult]:
     Args:
         host: with the plugin loaded.
         name: of an enabled plugin.
+        on_result: called with each check's result as it comes, for showing progress.
 
     Returns:
         One result per check; for kinds without a suite one skipped result each.
@@ -59,7 +62,7 @@ def check_plugin(host: PluginHost, name: str) -> list[CheckResult]:
         if isinstance(suite, str):
             results.append(CheckResult(f"{entry.kind} {entry.name}", "-", "skipped", suite, 0.0))
         else:
-            results += suite.run(entry.name)
+            results += suite.run(entry.name, on_result)
     return results
 
 

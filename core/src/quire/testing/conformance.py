@@ -61,11 +61,18 @@ class Conformance:
         return [name for name in names if callable(getattr(cls, name, None))]
 
     @classmethod
-    def run(cls, target: str = "") -> list[CheckResult]:
-        """Run all checks; what they raise becomes results."""
+    def run(
+        cls, target: str = "", on_result: Callable[[CheckResult], object] | None = None
+    ) -> list[CheckResult]:
+        """Run all checks; what they raise becomes results, each given to `on_result` as it comes."""
         label = " ".join(filter(None, (_suite_name(cls), target)))
+        results: list[CheckResult] = []
         try:
-            return [cls._run_check(label, name) for name in cls.checks()]
+            for name in cls.checks():
+                results.append(cls._run_check(label, name))
+                if on_result is not None:
+                    on_result(results[-1])
+            return results
         finally:
             cls.teardown_class()
 

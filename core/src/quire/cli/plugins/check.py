@@ -93,11 +93,15 @@ def run_suites(host: PluginHost, names: Sequence[str], *, is_shown: bool) -> Res
     from quire.testing import check_plugin
 
     results: Results = {}
-    with tqdm(total=len(names), disable=not is_shown, unit="plugin", leave=False) as bar:
-        for name in names:
-            bar.set_description(name)
-            results[name] = list(check_plugin(host, name))
+    with tqdm(disable=not is_shown, unit=" checks", leave=False) as bar:
+
+        def show(result: CheckResult) -> None:
+            bar.set_postfix_str(f"{result.check}: {result.status}", refresh=False)
             bar.update()
+
+        for number, name in enumerate(names, 1):
+            bar.set_description(f"{name} ({number} of {len(names)})")
+            results[name] = list(check_plugin(host, name, show))
     return results
 
 
