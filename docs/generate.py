@@ -12,23 +12,36 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from quire.api import extensions, hookspecs, specs
+from quire.api import extensions, hf_config, hookspecs, specs
+from quire.api.batch import ForwardBatch
 from quire.api.config import SECTIONS, PluginSettings
 from quire.api.plugin_settings import OrderSettings
-from quire.api.protocols import Command
+from quire.api.protocols import AttentionParams, BuildContext, Command, Model, ModelConfig, ModelFactory
 from quire.api.request import SamplingParams
 from quire.cli.flags import CLI_SAMPLING_DEFAULTS, Setting, engine_settings, sampling_settings
 from quire.cli.plugin_flags import add_plugin_flags
+from quire.nn import activation, linear, mlp, norm, rope_config, rotary
 from quire.plugins import resolve_factory
-from quire.plugins.builtin import quire_register_commands
+from quire.plugins.builtin import quire_register_commands, quire_register_ops
 
 REFERENCE = Path(__file__).parent / "reference"
+SECTIONS_OF_DOCSTRINGS = {
+    "Attributes:": "Attributes:",
+    "Args:": "Arguments:",
+    "Returns:": "Returns:",
+    "Raises:": "Raises:",
+}
 NOTE = "<!-- Written by docs/generate.py from the code: change the code, then run `make docs`. -->\n"
 
 
 def pages() -> dict[str, str]:
     """File name to text."""
-    return {"settings.md": settings_page(), "cli.md": cli_page(), "hooks.md": hooks_page()}
+    return {
+        "settings.md": settings_page(),
+        "cli.md": cli_page(),
+        "hooks.md": hooks_page(),
+        "models.md": models_page(),
+    }
 
 
 def settings_page() -> str:
@@ -132,13 +145,81 @@ def hooks_page() -> str:
     return _join(lines)
 
 
+def models_page() -> str:
+    """What the author of a model imports: the protocol, the context, the layers, the readers, the ops."""
+    lines = [NOTE, "# What models are made of", ""]
+    lines += [
+        "A model plugin imports from `quire.api` and `quire.nn` only. In shapes T is the tokens of a step, L",
+        "those whose logits are needed, E the hidden size, H and K the query and KV heads, D a head's size, V",
+        "the vocabulary. How the parts go together is in the",
+        "[tutorial](../tutorial/a-new-architecture.md).",
+        "",
+        "## The model",
+        "",
+        "`quire.api.protocols` says what core calls.",
+        "",
+    ]
+    for kind in (Model, ModelFactory, ModelConfig):
+        lines += _class(kind.__name__, kind)
+    lines += ["## What it is given", "", "`quire.api.protocols` and `quire.api.batch`.", ""]
+    for kind in (BuildContext, AttentionParams, ForwardBatch):
+        lines += _class(kind.__name__, kind)
+    lines += ["## Layers", ""]
+    layers = (norm.RMSNorm, norm.LayerNorm, mlp.GatedMLP, rotary.RotaryEmbedding, linear.TensorSlot)
+    for kind in layers:
+        lines += _layer(kind)
+    lines += ["## Rotary configuration", "", "`quire.nn.rope_config`.", ""]
+    for function in (rope_config.parse_rope_config, rope_config.parse_full_rope):
+        lines += _function(function)
+    lines += _class("RopeConfig", rope_config.RopeConfig)
+    lines += ["## Ops", ""]
+    lines += [
+        "`ctx.ops.NAME` is the fastest implementation for this device and dtype; a name that is read from a",
+        "configuration is `getattr(ctx.ops, name)`. Core has these, and plugins add to them:",
+        "",
+    ]
+    rows = [(f"`{op.name}`", f"`{op.schema}`") for op in quire_register_ops() if isinstance(op, specs.OpSpec)]
+    lines += _table(("op", "schema"), rows)
+    lines += ["`quire.nn.activation.ACTIVATION_OPS` has the ops of the names that configurations use:", ""]
+    lines += _table(
+        ("`hidden_act`", "op"),
+        [(f"`{name}`", f"`{op}`") for name, op in activation.ACTIVATION_OPS.items()],
+    )
+    lines += ["## Readers of config.json", "", *_docstring(hf_config.__doc__ or ""), ""]
+    for _, function in sorted(vars(hf_config).items()):
+        if inspect.isfunction(function) and function.__module__ == hf_config.__name__:
+            lines += _function(function) if not function.__name__.startswith("_") else []
+    return _join([*lines, *_class("HeadLayout", hf_config.HeadLayout)])
+
+
+def _layer(kind: type) -> list[str]:
+    """A layer: how it is made, what it says, and what its call takes and gives."""
+    made = f"{kind.__module__}.{kind.__name__}{inspect.signature(kind)}".replace("'", "")
+    lines = [f"### `{kind.__name__}`", "", "```python", made.removesuffix(" -> None"), "```", ""]
+    lines += [*_docstring(kind.__doc__ or ""), ""]
+    forward = vars(kind).get("forward")
+    if inspect.isfunction(forward):
+        lines += ["```python", _signature("forward", forward), "```", ""]
+        lines += [*_docstring(forward.__doc__ or ""), ""]
+    return lines
+
+
+def _function(function: Callable[..., object]) -> list[str]:
+    signature = _signature(function.__name__, function)
+    text = _docstring(function.__doc__ or "")
+    return [f"### `{function.__name__}`", "", "```python", signature, "```", "", *text, ""]
+
+
 def _class(name: str, kind: type) -> list[str]:
     """A class: what it says, then its fields, or its methods."""
     lines = [f"### `{name}`", "", *_docstring(kind.__doc__ or ""), ""]
     if dataclasses.is_dataclass(kind):
         rows = [(f"`{entry.name}`", f"`{entry.type}`", _default(entry)) for entry in dataclasses.fields(kind)]
         return lines + _table(("field", "type", "default"), rows)
-    for method, function in vars(kind).items():
+    for method, member in vars(kind).items():
+        function = member.__func__ if isinstance(member, staticmethod) else member
+        if isinstance(member, property) and member.fget is not None and member.__doc__:
+            lines += [f"- `{method}`: {' '.join(inspect.cleandoc(member.__doc__).split())}", ""]
         is_own = inspect.isfunction(function) and function.__module__ == kind.__module__
         if is_own and function.__doc__ and method not in ("__init__", "__subclasshook__"):
             lines += ["```python", _signature(method, function), "```", ""]
@@ -174,7 +255,8 @@ def _command(
                 below += _command(f"{title} {choice.dest}", choice.help or "", child, derived, level + 1)
         elif action.dest not in derived | {"help"} and action.help != argparse.SUPPRESS:
             metavar = f" {action.metavar}" if action.metavar and action.nargs != 0 else ""
-            rows.append((f"`{', '.join(action.option_strings)}{metavar}`", action.help or ""))
+            named = f"{', '.join(action.option_strings)}{metavar}".strip()
+            rows.append((f"`{named}`", action.help or ""))
     lines = [f"{'#' * level} `{title}`", "", f"{text[:1].upper()}{text[1:]}.", ""]
     return lines + (_table(("flag", "meaning"), rows) if rows else []) + below
 
@@ -235,14 +317,20 @@ def _default(entry: dataclasses.Field[object]) -> str:
 
 
 def _docstring(text: str) -> list[str]:
+    """A docstring as Markdown: its sections of named things as lists, what is returned or raised as text."""
     lines: list[str] = []
+    section = ""
     for line in inspect.cleandoc(text).splitlines():
-        if line.startswith("    ") and not line.startswith("     "):
+        if line in SECTIONS_OF_DOCSTRINGS:
+            section = SECTIONS_OF_DOCSTRINGS[line]
+            lines += [section, ""]
+        elif not line.startswith("    "):
+            section = section if not line else ""
+            lines.append(line)
+        elif section and section != "Returns:" and not line.startswith("     "):
             lines.append(f"- {line.strip()}")
-        elif line == "Attributes:":
-            lines += ["Attributes:", ""]
         else:
-            lines.append(line.replace("     ", " ", 1) if line.startswith("     ") else line)
+            lines.append(f"  {line.strip()}" if lines[-1].startswith(("- ", "  ")) else line.strip())
     return lines
 
 

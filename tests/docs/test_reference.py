@@ -33,7 +33,7 @@ def generate() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["settings.md", "cli.md", "hooks.md"])
+@pytest.mark.parametrize("name", ["settings.md", "cli.md", "hooks.md", "models.md"])
 def test_reference_pages_are_current(generate: ModuleType, name: str) -> None:
     text = (DOCS / "reference" / name).read_text(encoding="utf-8")
     assert text == generate.pages()[name], f"docs/reference/{name} is stale: run `make docs`"

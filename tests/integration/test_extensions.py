@@ -167,6 +167,42 @@ def test_sliding_windows_are_found_in_the_model_before_its_weights_are_read(
         open_llm(path, plugin)
 
 
+class UnshowableError(Exception):
+    """Fails when it is shown, with itself."""
+
+    def __str__(self) -> str:
+        raise UnshowableError
+
+
+def test_an_exception_that_cannot_be_shown_costs_its_request_only(folder: Path) -> None:
+    def fail(prompt: object, output: object, logits: torch.Tensor) -> torch.Tensor:
+        raise UnshowableError
+
+    class Factory:
+        def for_request(self, arguments: object, params: SamplingParams) -> object:
+            return None if arguments is None else fail
+
+    specs = [LogitsProcessorSpec("history", lambda context: Factory())]
+    with open_llm(folder, make_plugin("shy", register_logits_processors=lambda: specs)) as llm:
+        good, bad = run(llm, [PROMPT, PROMPT], [GREEDY, ask()])
+        assert good.error is None and "UnshowableError, whose str() fails" in str(bad.error)
+        assert plugin_counts(llm, "shy", "quire:plugin_errors")["LogitsProcessor.__call__"] == 1
+
+
+@pytest.mark.parametrize("has_windows", [False, True])
+def test_a_processor_that_does_not_go_with_the_engine_is_refused_by_name(
+    folder: Path, tmp_path: Path, has_windows: bool
+) -> None:
+    able = Capabilities(sliding_windows=False) if has_windows else Capabilities(devices=("cuda",))
+    specs = [LogitsProcessorSpec("history", HistoryFactory, capabilities=able)]
+    plugin = make_plugin("narrow", register_logits_processors=lambda: specs)
+    path = write_tiny_mistral(tmp_path, sliding_window=8) if has_windows else folder
+    with open_llm(path, plugin) as llm:
+        with pytest.raises(SamplingParamsError, match="'history' of plugin 'narrow'.*does not go with"):
+            run(llm, [[1, 2]], ask())
+        assert run(llm, [[1, 2]], SamplingParams(max_tokens=2))[0].error is None
+
+
 def policy_plugin_class() -> Callable[..., object]:
     from extension_plugins import LastFirst
 

@@ -244,6 +244,10 @@ def test_a_drafter_is_let_go_and_comes_back(folder: Path) -> None:
         ),
         ({"prepare_model": lambda model: None}, "changes to the loaded model"),
         (
+            {"open_checkpoint": lambda path: None, "create_observers": lambda: [RecordingObserver()]},
+            "a reader of checkpoints",
+        ),
+        (
             {
                 "register_ops": lambda: [OpSpec("twice", "(Tensor x) -> Tensor", lambda x: x)],
                 "create_observers": lambda: [RecordingObserver()],

@@ -160,3 +160,17 @@ def test_the_shipped_suites_are_run(install: Install, quire: Quire) -> None:
     wrong = [entry["check"] for entry in found if entry["status"] == "failed"]
     assert "test_equals_the_reference" in wrong
     assert all("relu/wrong" in entry["suite"] for entry in found if entry["status"] == "failed")
+
+
+def test_a_supports_that_raises_is_named(install: Install, quire: Quire) -> None:
+    body = """
+    def fails(device, dtype):
+        raise KeyError("planted")
+
+    @hookimpl
+    def quire_register_ops():
+        return [OpImplSpec("rms_norm", "mine", "quire.ops.norm:rms_norm", fails)]
+    """
+    install("shaky", body)
+    status, _, error = quire("plugins", "check", "shaky")
+    assert status == 2 and "shaky (quire-shaky 1.2), mine: supports() raised KeyError: 'planted'" in error

@@ -217,3 +217,22 @@ def test_an_import_that_ends_the_process_is_named(site: Path) -> None:
     assert costs["cliplug_prints"].error == ""
     assert "status 3" in costs["cliplug_exits"].error
     assert costs["cliplug_never"].seconds is None
+
+
+def test_a_distribution_whose_plugin_is_not_announced_is_noted(install: Install, doctor: Any) -> None:
+    typo = install("typo")
+    (typo / "entry_points.txt").write_text("[quire.plugins]\ntypo = cliplug_typo\n")
+    stale = install("stale", requires=("quire-core>=0.1",))
+    (stale / "entry_points.txt").unlink()
+    _, document = doctor()
+    first, second = (
+        next(note for note in notes_of(document) if f"quire-{name} 1.2" in note) for name in ("typo", "stale")
+    )
+    assert "has entry points under quire.plugins" in first and "reads the group 'quire'" in first
+    assert f"requires quire-core and brings no plugin; where it should, its metadata in {stale}" in second
+
+
+def test_of_equal_priorities_the_name_decides_and_says_so(install: Install, quire: Quire) -> None:
+    install("rival", OPS.replace('"mine"', '"nativf"').replace("priority=99", "priority=10"))
+    _, out, _ = quire("plugins", "ops", "--dtype", "float32")
+    assert "native has the same priority, 10, and its name comes first" in out

@@ -99,3 +99,22 @@ def test_all_plugin_modules_import_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_plugin_s_percent_sign_does_not_break_the_help(install: Callable[..., Path]) -> None:
+    body = """
+    @hookimpl
+    def quire_register_commands():
+        return [CommandSpec("quick", "100% faster", "nowhere:Command")]
+    """
+    install("percent", body)
+    result = run("--help")
+    assert result.returncode == 0, result.stderr
+    assert "100% faster" in result.stdout
+
+
+def test_what_a_plugin_prints_when_it_is_imported_does_not_spoil_json(install: Callable[..., Path]) -> None:
+    install("chatty", "print('hello')")
+    result = run("plugins", "list", "--json")
+    assert result.returncode == 0 and "hello" in result.stderr
+    assert "chatty" in {entry["name"] for entry in json.loads(result.stdout)["plugins"]}

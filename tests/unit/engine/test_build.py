@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 import pytest
 
-from quire.api.config import EngineConfig
+from quire.api.config import EngineConfig, PluginSettings
 from quire.api.errors import (
     CapacityError,
     CheckpointError,
@@ -19,9 +21,13 @@ from quire.api.errors import (
     TokenizerError,
     UnsupportedModelError,
 )
+from quire.api.hookspecs import hookimpl
+from quire.api.protocols import ModelFactory
 from quire.api.request import SamplingParams
+from quire.api.specs import ModelSpec, PluginInfo
 from quire.engine.build import build_engine
 from quire.engine.engine import Engine
+from quire.plugins import PluginHost, resolve_factory
 from quire.testing.tiny_models import write_tiny_llama
 
 
@@ -60,6 +66,61 @@ def test_an_architecture_that_no_plugin_serves(folder: Path, tmp_path: Path) -> 
     path = altered(folder, tmp_path, {"architectures": ["NoSuchForCausalLM"]})
     with pytest.raises(UnsupportedModelError, match="NoSuchForCausalLM.*LlamaForCausalLM.*plugin"):
         build(path)
+
+
+class BrokenFactory:
+    """Good, but for the methods given."""
+
+    def __init__(self, **methods: object) -> None:
+        for name, method in methods.items():
+            setattr(self, name, method)
+
+    def parse_config(self, hf_config: Mapping[str, object]) -> object:
+        host = PluginHost.discover()
+        factory = resolve_factory(host.models.spec("LlamaForCausalLM").factory)
+        return cast(ModelFactory, factory).parse_config(hf_config)
+
+    def weight_map(self, config: object) -> object:
+        return {}["no layer"]
+
+    def __call__(self, config: object, context: object) -> object:
+        raise RuntimeError("expected 4 dimensions")
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda: None, r"has no parse_config\(\), see ModelFactory"),
+        (BrokenFactory(parse_config=lambda hf: hf["d_model"]), "parse_config failed: KeyError: 'd_model'"),
+        (BrokenFactory(parse_config=lambda hf: None), "parse_config returned None, expected a ModelConfig"),
+        (BrokenFactory(), "failed: RuntimeError: expected 4 dimensions"),
+    ],
+)
+def test_a_plugin_s_broken_model_is_named(folder: Path, factory: object, message: str) -> None:
+    plugin = ModuleType("broken")
+    plugin.quire_plugin_info = hookimpl(lambda: PluginInfo(api=">=1,<2"))  # type: ignore[attr-defined]
+    specs = [ModelSpec("LlamaForCausalLM", factory)]  # type: ignore[arg-type]
+    plugin.quire_register_models = hookimpl(lambda: specs)  # type: ignore[attr-defined]
+    config = EngineConfig.from_keywords({"model": folder, "skip_tokenizer_init": True, "dtype": "float32"})
+    settings = PluginSettings(prefer={"architecture:LlamaForCausalLM": "broken"})
+    with pytest.raises(PluginError, match=f"'LlamaForCausalLM' of plugin 'broken'.*{message}"):
+        build_engine(config, PluginHost.discover(settings, extra_plugins=[plugin]))
+
+
+def test_settings_that_a_given_host_passes_over_are_named(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"model": folder, "skip_tokenizer_init": True, "dtype": "float32"}
+    config = EngineConfig.from_keywords({**settings, "plugins": {"deny": ["mpt"]}})
+    build_engine(config, PluginHost.discover(config.plugins)).close()
+    assert "does nothing" not in caplog.text
+    build_engine(config, PluginHost.discover()).close()
+    assert "plugins.deny of the configuration" in caplog.text
+
+
+def test_a_model_whose_plugin_is_off_is_told_so(folder: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"Installed and off: llama \(denied by plugins.deny\)"):
+        build(folder, plugins={"deny": ["llama"]})
 
 
 @pytest.mark.parametrize("value", [{"quant_method": "awq"}, "awq"])

@@ -125,12 +125,67 @@ def choose(name: str | None, *specs: AttentionBackendSpec) -> object:
 
 
 def test_attention_backends_are_chosen_by_support_priority_and_name() -> None:
-    good = AttentionBackendSpec("good", lambda: "good", says(None), priority=5)
+    class Good(TorchPagedAttention):
+        pass
+
+    good = AttentionBackendSpec("good", Good, says(None), priority=5)
     absent = AttentionBackendSpec("absent", lambda: "absent", says("no GPU here"), priority=50)
     assert isinstance(choose(None), TorchPagedAttention)
-    assert choose(None, good, absent) == "good"
-    assert isinstance(choose("torch-paged", good), TorchPagedAttention)
+    assert isinstance(choose(None, good, absent), Good)
+    assert not isinstance(choose("torch-paged", good), Good)
     with pytest.raises(PluginError, match="registered are good, torch-paged"):
         choose("best", good)
     with pytest.raises(DeviceError, match="absent: no GPU here"):
         choose("absent", absent)
+
+
+def fails(device: DeviceInfo, dtype: DTypeName) -> str | None:
+    raise KeyError("planted")
+
+
+@pytest.mark.parametrize(
+    ("supports", "message"),
+    [
+        (fails, r"kernels \(quire-kernels 1.0\), mine: supports\(\) raised KeyError: 'planted'"),
+        (
+            lambda device, dtype: True,
+            r"kernels .*, mine: supports\(\) answered True: it must be None or the reason",
+        ),
+    ],
+)
+def test_a_broken_supports_is_named_and_never_taken_for_a_refusal(
+    supports: Callable[[DeviceInfo, DTypeName], str | None], message: str
+) -> None:
+    with pytest.raises(PluginError, match=message):
+        table(*register(OP), *register(OpImplSpec("twist", "mine", fast, supports), plugin="kernels"))
+    entries = register(AttentionBackendSpec("mine", "a:b", supports), plugin="kernels")
+    with pytest.raises(PluginError, match=message):
+        choose_attention_backend(entries, BackendRequest(CPU, "float32"), resolve_factory)
+
+
+def test_equal_priorities_are_called_so() -> None:
+    specs = [OpImplSpec("twist", name, fast, says(None)) for name in ("b", "a")]
+    (described,) = table(*register(OP, *specs)).describe()
+    assert described.bound.name == "a"
+    assert described.candidates[1].reason == "a has the same priority, 10, and its name comes first"
+
+
+def test_what_cannot_be_called_is_no_implementation() -> None:
+    spec = OpImplSpec("twist", "mine", "math:pi", says(None))
+    with pytest.raises(
+        PluginError, match=r"'math:pi' of kernels .*, mine of the op 'twist', is not callable"
+    ):
+        table(*register(OP), *register(spec, plugin="kernels"))
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda: 1 / 0, "'mine' of kernels .*: its factory failed: ZeroDivisionError"),
+        (lambda: None, "'mine' of kernels .*: its factory gave None, expected an AttentionBackend"),
+    ],
+)
+def test_a_broken_attention_backend_is_named(factory: Callable[[], object], message: str) -> None:
+    entries = register(AttentionBackendSpec("mine", factory, says(None)), plugin="kernels")
+    with pytest.raises(PluginError, match=message):
+        choose_attention_backend(entries, BackendRequest(CPU, "float32"), resolve_factory)

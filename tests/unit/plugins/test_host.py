@@ -291,3 +291,9 @@ def test_a_record_says_where_a_plugin_comes_from_and_what_its_import_cost(
     assert record.import_s >= 0.01
     assert set(record.hooks) == {"quire_plugin_info", "quire_register_models"}
     assert load(found, deny=("foo",)).record("foo").source == ""
+
+
+def test_denying_core_is_not_passed_over_in_silence() -> None:
+    host = load(lambda: Discovery((), ()), deny=("core",))
+    assert host.record("core").is_enabled
+    assert any("plugins.deny has no effect on 'core'" in warning for warning in host.warnings)

@@ -157,3 +157,14 @@ def test_a_plugin_that_raises_a_config_error_is_named_all_the_same(plugin: Plugi
 
     with pytest.raises(PluginError, match=r"plugin 'p' .*not on a Sunday.*deny it"):
         host_of(plugin("p", register_models=refuse))
+
+
+def test_wrong_options_end_the_start_of_optional_plugins_too_and_no_log_says_otherwise(
+    plugin: Plugin, host_of: HostOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    info = PluginInfo(api=">=1,<2", options=Options)
+    settings = PluginSettings(optional=("p",), options={"p": {"size": 99}})
+    host = PluginHost.discover(settings, extra_plugins=[plugin("p", info=info)], strict=False)
+    assert host.record("p").status is PluginStatus.FAILED and "goes on" not in caplog.text
+    with pytest.raises(ConfigError, match="plugins.options.p.size=99"):
+        PluginHost.discover(settings, extra_plugins=[plugin("p", info=info)])

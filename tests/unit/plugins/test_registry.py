@@ -29,14 +29,6 @@ def test_lookups() -> None:
         registry.spec("zzzz")
 
 
-def test_discard_takes_back_one_plugin() -> None:
-    registry: Registry[ModelSpec] = Registry("architecture")
-    registry.add("A", registration("A", "p"))
-    registry.add("B", registration("B", "q"))
-    registry.discard("p")
-    assert list(registry) == ["B"]
-
-
 def test_factories_are_imported_late() -> None:
     assert resolve_factory("collections:OrderedDict.fromkeys") is not None
     assert resolve_factory(dict) is dict

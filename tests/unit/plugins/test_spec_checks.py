@@ -11,7 +11,10 @@ from quire.api.errors import PluginError
 from quire.api.specs import (
     AttentionBackendSpec,
     Capabilities,
+    CommandSpec,
+    LogitsProcessorSpec,
     ModelSpec,
+    OpImplSpec,
     PluginInfo,
     QuantizationSpec,
     RouteSpec,
@@ -29,6 +32,7 @@ HostOf = Callable[..., PluginHost]
         ({"after": (3,)}, r"PluginInfo.after is \(3,\)"),
         ({"runs_in": ("kitchen",)}, "runs_in has 'kitchen', expected frontend, engine, worker"),
         ({"affects_outputs": "no"}, "affects_outputs is 'no'"),
+        ({"description": 5}, "PluginInfo.description is 5, expected a text"),
         ({"api": 1}, "not a version range"),
     ],
 )
@@ -49,6 +53,23 @@ def test_infos(plugin: Plugin, host_of: HostOf, fields: dict[str, object], messa
             "models",
             ModelSpec("X", "a:b", Capabilities(dtypes="float32")),  # type: ignore[arg-type]
             "Capabilities.dtypes is 'float32', expected a tuple of names",
+        ),
+        (
+            "models",
+            ModelSpec("X", "a:b", Capabilities(dtypes=("flaot16",))),  # type: ignore[arg-type]
+            "Capabilities.dtypes has 'flaot16', expected .*float16",
+        ),
+        (
+            "models",
+            ModelSpec("X", "a:b", Capabilities(drafts="no")),  # type: ignore[arg-type]
+            "Capabilities.drafts is 'no', expected a bool",
+        ),
+        ("commands", CommandSpec("c", None, "a:b"), "CommandSpec 'c': help is None, expected a text"),  # type: ignore[arg-type]
+        ("ops", OpImplSpec("o", "i", "a:b", print, priority="9"), "priority is '9', expected an integer"),  # type: ignore[arg-type]
+        (
+            "logits_processors",
+            LogitsProcessorSpec("l", "a:b", is_always_on="no"),  # type: ignore[arg-type]
+            "is_always_on is 'no', expected a bool",
         ),
         ("quantizations", QuantizationSpec("q", "a:b", quant_methods="awq"), "quant_methods is 'awq'"),  # type: ignore[arg-type]
         ("routes", RouteSpec("/x", "a:b", methods="POST"), "methods is 'POST'"),  # type: ignore[arg-type]

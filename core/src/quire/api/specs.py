@@ -185,7 +185,7 @@ class OpSpec:
 
 @dataclass(slots=True, frozen=True)
 class OpImplSpec:
-    """An implementation of an op, chosen where `supports(device, dtype)` is true.
+    """An implementation of an op, chosen where `supports(device, dtype)` has nothing against it.
 
     Attributes:
         op: the OpSpec's name. name: of this implementation, unique per op.

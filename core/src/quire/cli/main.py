@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
@@ -39,15 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    host = PluginHost.discover(read_plugin_settings(arguments), strict=False)
+    with contextlib.redirect_stdout(sys.stderr):  # what plugins print while imported is no part of any answer
+        host = PluginHost.discover(read_plugin_settings(arguments), strict=False)
     parser, subparsers = _parser()
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     command: Command | None = None
     for spec in host.commands.specs():
+        text = spec.help.replace("%", "%%")  # argparse fills in what follows a "%"
         subparser = subparsers.add_parser(
             spec.name,
-            help=spec.help,
-            description=f"{spec.help[:1].upper()}{spec.help[1:]}.",
+            help=text,
+            description=f"{text[:1].upper()}{text[1:]}.",
             allow_abbrev=False,
         )
         if spec.name == chosen:

@@ -7,20 +7,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from torch import nn
 
 from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.config import EngineConfig
-from quire.api.errors import CapacityError, ConfigError, QuireError, TokenizerError, UnsupportedModelError
+from quire.api.errors import CapacityError, ConfigError, QuireError, TokenizerError
 from quire.api.extensions import EngineInfo, ExtensionContext
-from quire.api.protocols import ModelConfig, ModelFactory
+from quire.api.protocols import ModelConfig
 from quire.api.specs import WeightMap
 from quire.engine.engine import Engine
 from quire.engine.extensions import DEFAULT_POLICY, ExtensionLoader, LoadedPolicy
 from quire.engine.inputs import InputProcessor
 from quire.engine.logs import show_engine_log
+from quire.engine.model_source import naming, read_model
 from quire.engine.observers import Observers
 from quire.engine.parts import EngineParts
 from quire.engine.processor_desk import ProcessorDesk
@@ -34,7 +34,7 @@ from quire.execution.runner import ModelRunner
 from quire.kvcache.block_manager import BlockManager
 from quire.loading.checkpoint import open_checkpoint
 from quire.loading.generation_config import GenerationConfig, load_generation_config
-from quire.loading.hf_config import architectures_of, checkpoint_dtype, read_hf_config
+from quire.loading.hf_config import checkpoint_dtype
 from quire.loading.reader_checkpoint import ReaderCheckpoint
 from quire.loading.resolve import resolve_model_folder
 from quire.loading.tokenizer import Tokenizer
@@ -50,17 +50,6 @@ from quire.scheduling.scheduler import Scheduler
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 
 logger = logging.getLogger("quire")
-
-
-@dataclass(slots=True, frozen=True)
-class ModelSource:
-    """A model folder, read and understood; nothing of its weights is loaded yet."""
-
-    folder: Path
-    hf_config: Mapping[str, object]
-    architecture: str
-    factory: ModelFactory
-    config: ModelConfig
 
 
 @dataclass(slots=True, frozen=True)
@@ -91,8 +80,11 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         QuireError: whatever cannot be served, before memory is taken where that can be known.
     """
     show_engine_log()
-    host = host or PluginHost.discover(config.plugins)
-    source = _read_model(config, host)
+    if host is None:
+        host = PluginHost.discover(config.plugins)
+    else:
+        _warn_of_unused(config, host)
+    source = read_model(config, host)
     reader = host.open_checkpoint(source.folder)
     device = detect_device(config.device.device)
     dtype = _choose_dtype(config, source.hf_config, device)
@@ -113,8 +105,9 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     host.check_capabilities(combination)
     checkpoint = open_checkpoint(source.folder) if reader is None else ReaderCheckpoint(source.folder, reader)
     loader = _WeightLoader(host, combination, checkpoint)
-    with _allocating(f"the model in {source.folder}"):
+    with naming(source.origin), _allocating(f"the model in {source.folder}"):
         built = build_model(source.factory, source.config, settings, loader)
+    _withhold_processors(host, loader.combination, extensions.processors)
     host.prepare_model(built.model, config)
     budget = _size_cache(config, built, detect_device(config.device.device), max_model_len)
     limits = _limits(config, budget)
@@ -173,27 +166,41 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     return engine
 
 
+def _warn_of_unused(config: EngineConfig, host: PluginHost) -> None:
+    """A host that is given has loaded its plugins; what the configuration says of loading comes too late."""
+    names = ("allow", "deny", "autoload", "prefer", "order", "options", "trace")
+    unused = [
+        name
+        for name in names
+        if name in config.plugins.model_fields_set
+        and getattr(config.plugins, name) != getattr(host.settings, name)
+    ]
+    if unused:
+        logger.warning(
+            "plugins.%s of the configuration (keywords, QUIRE_PLUGINS or file) does nothing, since a host was "
+            "given: make it with PluginHost.discover(settings)",
+            ", plugins.".join(unused),
+        )
+
+
 class _WeightLoader:
-    """Fills a built model, after a last look at what only its layers tell."""
+    """Fills a built model, after a last look at what only its layers tell.
+
+    Attributes:
+        combination: with what the layers told.
+    """
 
     def __init__(self, host: PluginHost, combination: Combination, checkpoint: TensorSource) -> None:
         self._host = host
-        self._combination = combination
+        self.combination = combination
         self._checkpoint = checkpoint
 
     def __call__(self, model: nn.Module, weight_map: WeightMap) -> None:
         layers = [module for module in model.modules() if isinstance(module, Attention)]
         if any(layer.params.window is not None for layer in layers):
-            self._host.check_capabilities(replace(self._combination, has_sliding_windows=True))
+            self.combination = replace(self.combination, has_sliding_windows=True)
+            self._host.check_capabilities(self.combination)
         load_weights(model, weight_map, self._checkpoint)
-
-
-def _read_model(config: EngineConfig, host: PluginHost) -> ModelSource:
-    folder = resolve_model_folder(config.model.model, config.model.revision, host.resolve_model)
-    hf_config = read_hf_config(folder)
-    architecture, factory = _find_factory(hf_config, host)
-    _refuse_quantized(hf_config, folder)
-    return ModelSource(folder, hf_config, architecture, factory, factory.parse_config(hf_config))
 
 
 def _build_settings(
@@ -220,13 +227,27 @@ def _load_extensions(host: PluginHost, context: ExtensionContext) -> LoadedExten
     )
 
 
+def _withhold_processors(host: PluginHost, combination: Combination, desk: ProcessorDesk) -> None:
+    """Let requests not name processors that do not go with this engine; those always on were checked before."""
+    unavailable = dict(desk.unavailable)
+    for name, processor in desk.loaded.items():
+        if processor.is_always_on:
+            continue
+        try:
+            host.check_capabilities(replace(combination, logits_processors=(name,)))
+        except ConfigError as error:
+            logger.info("%s; requests that name it are refused", error)
+            unavailable[name] = str(error)
+    desk.set_unavailable(unavailable)
+
+
 @contextmanager
 def _allocating(what: str) -> Iterator[None]:
     """Turn a failed allocation, whoever reports it, into a CapacityError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, QuireError):
+        if isinstance(error, QuireError) or not _is_about_memory(error):
             raise
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CapacityError(
@@ -235,27 +256,10 @@ def _allocating(what: str) -> Iterator[None]:
         ) from error
 
 
-def _find_factory(hf_config: Mapping[str, object], host: PluginHost) -> tuple[str, ModelFactory]:
-    architectures = architectures_of(hf_config)
-    for name in architectures:
-        spec = host.models.get(name)
-        if spec is not None:
-            return name, cast(ModelFactory, resolve_factory(spec.factory, host.models.registration(name)))
-    known = ", ".join(host.models) or "none"
-    raise UnsupportedModelError(
-        f"architecture {', '.join(architectures)} is served by no plugin; registered are {known}. "
-        "Install or enable a plugin for it, or register one with quire_register_models"
-    )
-
-
-def _refuse_quantized(hf_config: Mapping[str, object], folder: Path) -> None:
-    quantization = hf_config.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
-        raise UnsupportedModelError(
-            f"{folder} is quantized (quant_method={method!r}) and no quantization method is registered: "
-            "load its 16-bit checkpoint"
-        )
+def _is_about_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether an allocation failed, and not a model's own code: torch raises RuntimeError for both."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(word in text for word in ("memory", "alloc", "overflow"))
 
 
 def _eos_token_ids(generation: GenerationConfig, tokenizer: Tokenizer | None) -> frozenset[int]:

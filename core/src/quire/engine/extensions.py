@@ -57,7 +57,7 @@ class ExtensionLoader:
         if name not in self._host.policies:
             raise ConfigError(
                 f"scheduling policy {name!r} is not known: {nearest(name, self._host.policies)} "
-                f"Registered are {', '.join(self._host.policies)}"
+                f"(registered: {', '.join(self._host.policies)})"
             )
         entry = self._host.policies.registration(name)
         made = self._make(entry, "PolicySpec.factory", cast(PolicySpec, entry.spec).factory)
@@ -78,13 +78,14 @@ class ExtensionLoader:
             PluginError: a factory failed; of an optional plugin it is logged, and the processor left out.
         """
         loaded: dict[str, LoadedProcessor] = {}
+        optional = (*self._host.settings.optional, *self._context.config.plugins.optional)
         unavailable: dict[str, str] = {}
         for entry in self._host.logits_processors.registrations():
             spec = cast(LogitsProcessorSpec, entry.spec)
             try:
                 loaded[spec.name] = self._processor(entry, spec)
             except PluginError as error:
-                if entry.plugin not in self._context.config.plugins.optional:
+                if entry.plugin not in optional:
                     raise
                 logger.error("%s. The plugin is optional: the start goes on without it", error)
                 unavailable[spec.name] = str(error)

@@ -10,6 +10,7 @@ from quire.api.errors import PluginError
 from quire.engine.extensions import LoadedPolicy, names_of
 from quire.engine.observers import Observers
 from quire.engine.processor_desk import ProcessorDesk
+from quire.plugins.builtin import BUILTIN_PLUGINS
 from quire.plugins.host import PluginHost
 from quire.plugins.record import PluginRecord
 
@@ -174,7 +175,10 @@ class PluginSwitch:
         ]
         if "quire_prepare_model" in record.hooks:
             fixed.append("changes to the loaded model")
-        remedy = f"start without it (--no-plugin {record.name})"
+        if "quire_open_checkpoint" in record.hooks:
+            fixed.append("a reader of checkpoints")
+        is_builtin = record.name in dict(BUILTIN_PLUGINS)
+        remedy = "core is always there" if is_builtin else f"start without it (--no-plugin {record.name})"
         if fixed:
             return f"it brought {'; '.join(fixed)}, with which the engine was built: {remedy}"
         if not SWITCHABLE_KINDS.intersection(kinds) and record.name not in self._parts.observers.plugins:

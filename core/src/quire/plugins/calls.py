@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from quire.api.errors import PluginError
 from quire.api.outputs import Metric
 
 T = TypeVar("T")
@@ -54,14 +55,23 @@ class PluginCalls:
     def call(
         self, plugin: str, point: str, function: Callable[..., T], *args: object, **keywords: object
     ) -> T:
-        """Call plugin code; whatever it raises, SystemExit included, is counted and raised on."""
+        """Call plugin code; whatever it raises, SystemExit included, is counted and raised on.
+
+        Raises:
+            PluginError: in the place of an exception that cannot be turned into text, so that those who
+                report it, and go on, can.
+        """
         begin = time.perf_counter()
         try:
             result = function(*args, **keywords)
         except BaseException as error:
-            self._add(
-                plugin, point, time.perf_counter() - begin, f"raised {type(error).__name__}: {error}", True
-            )
+            seconds = time.perf_counter() - begin
+            text = _text_of(error)
+            if text is None:
+                name = type(error).__name__
+                self._add(plugin, point, seconds, f"raised {name}", True)
+                raise PluginError(f"it raised {name}, whose str() fails") from error
+            self._add(plugin, point, seconds, f"raised {type(error).__name__}: {text}", True)
             raise
         self._add(plugin, point, time.perf_counter() - begin, result, False)
         return result
@@ -93,6 +103,13 @@ class PluginCalls:
             text = str(answer) if is_error else _shown(answer)
             text = text if len(text) <= MAX_TRACED_CHARS else f"{text[:MAX_TRACED_CHARS]}..."
             logger.info("%s: %s in %.3f ms: %s", plugin, point, seconds * 1e3, text)
+
+
+def _text_of(error: BaseException) -> str | None:
+    try:
+        return str(error)
+    except Exception:
+        return None
 
 
 def _shown(answer: object) -> str:

@@ -197,7 +197,7 @@ class PluginLoader:
         cause = str(error) if isinstance(error, QuireError) else f"{type(error).__name__}: {error}"
         self._out.append(PluginRecord(candidate, PluginStatus.FAILED, cause, error=error))
         message = f"plugin {candidate.name!r} ({candidate.origin}) could not be loaded: {cause}"
-        if candidate.name in self._settings.optional:
+        if candidate.name in self._settings.optional and not isinstance(error, OptionsError):
             logger.error("%s. It is optional: the start goes on without it", message)
         elif self.strict:
             raise PluginError(

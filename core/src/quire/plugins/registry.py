@@ -55,10 +55,6 @@ class Registry(Generic[SpecT]):
             raise PluginError(collision_message(self.kind, name, other, registration))
         self._entries[name] = registration
 
-    def discard(self, plugin: str) -> None:
-        """Take back everything that `plugin` registered."""
-        self._entries = {name: entry for name, entry in self._entries.items() if entry.plugin != plugin}
-
     def registration(self, name: str) -> Registration:
         """The entry called `name`; PluginError with the nearest name when there is none."""
         entry = self._entries.get(name)

@@ -90,9 +90,7 @@ def check_names(
                 complaints.warnings.append(message)
             else:
                 complaints.errors.append(PluginError(message))
-    for name in settings.deny:
-        if name not in names:
-            complaints.warnings.append(f"the denied plugin {name!r} is not installed: {nearest(name, names)}")
+    complaints.warnings += _vain_denials(settings, names, enabled)
     for place, name in _references(settings):
         if name in enabled:
             continue
@@ -108,6 +106,19 @@ def check_names(
             text = f"{distribution} brings no plugin {name!r}: {nearest(canonical(distribution), owners)}"
             complaints.errors.append(ConfigError(f"plugins.prefer[{key!r}]: {text}"))
     return complaints
+
+
+def _vain_denials(
+    settings: PluginSettings, names: Collection[str], enabled: Collection[str]
+) -> Iterator[str]:
+    for name in settings.deny:
+        if name not in names:
+            yield f"the denied plugin {name!r} is not installed: {nearest(name, names)}"
+        elif name in enabled:
+            yield (
+                f"plugins.deny has no effect on {name!r}: core's own plugins, and those that a program gives, "
+                "are always loaded"
+            )
 
 
 def _references(settings: PluginSettings) -> Iterator[tuple[str, str]]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import get_args
 
+from quire.api.batch import DTypeName
 from quire.api.errors import PluginError
 from quire.api.specs import Capabilities, Placement, PluginInfo
 
 _TUPLES_OF_SPECS = ("quant_methods", "methods")
+_FLAGS_OF_CAPABILITIES = ("tensor_parallel", "sliding_windows", "drafts", "prefix_caching", "chunked_prefill")
+_TEXTS_OF_SPECS = ("help", "op", "schema")
 
 
 def check_info(info: PluginInfo) -> None:
@@ -18,6 +21,8 @@ def check_info(info: PluginInfo) -> None:
     """
     for field in ("before", "after", "runs_in"):
         _check_names(f"PluginInfo.{field}", getattr(info, field))
+    if not isinstance(info.description, str):
+        raise PluginError(f"PluginInfo.description is {info.description!r}, expected a text")
     unknown = [place for place in info.runs_in if place not in get_args(Placement)]
     if unknown:
         raise PluginError(f"PluginInfo.runs_in has {unknown[0]!r}, expected {', '.join(get_args(Placement))}")
@@ -48,13 +53,39 @@ def check_spec(spec: object, name: object) -> None:
         raise PluginError(f"{kind} {name!r}: supports is no function")
     for field in _TUPLES_OF_SPECS:
         _check_names(f"{kind} {name!r}: {field}", getattr(spec, field, ()))
+    _check_plain_fields(f"{kind} {name!r}", spec)
     able = getattr(spec, "capabilities", Capabilities())
     if not isinstance(able, Capabilities):
         raise PluginError(f"{kind} {name!r}: capabilities is {able!r}, expected a Capabilities")
+    _check_capabilities(f"{kind} {name!r}: Capabilities", able)
+
+
+def _check_plain_fields(place: str, spec: object) -> None:
+    for field in _TEXTS_OF_SPECS:
+        text = getattr(spec, field, "")
+        if not isinstance(text, str):
+            raise PluginError(f"{place}: {field} is {text!r}, expected a text")
+    priority = getattr(spec, "priority", 0)
+    if not isinstance(priority, int):
+        raise PluginError(f"{place}: priority is {priority!r}, expected an integer")
+    _check_flag(f"{place}: is_always_on", getattr(spec, "is_always_on", False))
+
+
+def _check_capabilities(place: str, able: Capabilities) -> None:
     for field in ("dtypes", "devices", "quantizations"):
         value = getattr(able, field)
         if value is not None:
-            _check_names(f"{kind} {name!r}: Capabilities.{field}", value)
+            _check_names(f"{place}.{field}", value)
+    unknown = [dtype for dtype in able.dtypes or () if dtype not in get_args(DTypeName)]
+    if unknown:
+        raise PluginError(f"{place}.dtypes has {unknown[0]!r}, expected {', '.join(get_args(DTypeName))}")
+    for field in _FLAGS_OF_CAPABILITIES:
+        _check_flag(f"{place}.{field}", getattr(able, field))
+
+
+def _check_flag(place: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise PluginError(f"{place} is {value!r}, expected a bool")
 
 
 def _check_names(place: str, value: object) -> None:

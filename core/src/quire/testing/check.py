@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.batch import DTypeName
 from quire.api.errors import PluginError
 from quire.api.specs import (
     AttentionBackendSpec,
@@ -13,8 +13,10 @@ from quire.api.specs import (
     ModelSpec,
     OpImplSpec,
     PolicySpec,
+    Registration,
 )
 from quire.execution.device import detect_device
+from quire.ops.support import refusal_of
 from quire.plugins import PluginHost
 from quire.plugins.record import NamedRegistration
 from quire.testing.attention_suite import AttentionBackendConformance
@@ -79,7 +81,7 @@ def _model(host: PluginHost, entry: NamedRegistration) -> type[Conformance] | st
 
 def _attention(host: PluginHost, entry: NamedRegistration) -> type[Conformance] | str:
     spec = cast(AttentionBackendSpec, entry.registration.spec)
-    dtypes, refusal = _supported(spec.supports)
+    dtypes, refusal = _supported(entry.registration)
     if not dtypes:
         return f"it does not run here: {refusal}"
     return _suite(
@@ -93,7 +95,7 @@ def _op(host: PluginHost, entry: NamedRegistration) -> type[Conformance] | str:
 
 def _op_implementation(host: PluginHost, entry: NamedRegistration) -> type[Conformance] | str:
     spec = cast(OpImplSpec, entry.registration.spec)
-    dtypes, refusal = _supported(spec.supports)
+    dtypes, refusal = _supported(entry.registration)
     if not dtypes:
         return f"it does not run here: {refusal}"
     return _suite(OpConformance, spec=host.ops.spec(spec.op), implementation=spec.factory, dtypes=dtypes)
@@ -121,10 +123,10 @@ def _processor(host: PluginHost, entry: NamedRegistration) -> type[Conformance] 
     )
 
 
-def _supported(supports: Callable[[DeviceInfo, DTypeName], str | None]) -> tuple[tuple[DTypeName, ...], str]:
+def _supported(registration: Registration) -> tuple[tuple[DTypeName, ...], str]:
     """The dtypes that it supports on this CPU, and why not another."""
     device = detect_device("cpu")
-    answers = {dtype: supports(device, dtype) for dtype in _DTYPES}
+    answers = {dtype: refusal_of(registration, device, dtype) for dtype in _DTYPES}
     refusals = [answer for answer in answers.values() if answer is not None]
     return tuple(dtype for dtype, answer in answers.items() if answer is None), "; ".join(refusals[:1])
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from quire.api.config import PluginSettings
 from quire.api.errors import PluginError
 from quire.cli.plugin_flags import plugin_settings
-from quire.cli.plugins.metadata import canonical
 from quire.cli.tables import table
 from quire.plugins import Discovery, PluginHost, PluginRecord, discover_candidates
+from quire.plugins.discovery import canonical
 from quire.plugins.registry import nearest
 
 if TYPE_CHECKING:

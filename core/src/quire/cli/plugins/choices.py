@@ -13,7 +13,8 @@ from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.errors import PluginError, QuireError
 from quire.api.specs import AttentionBackendSpec, FactoryRef, OpImplSpec, OpSpec, Registration
 from quire.cli.tables import table
-from quire.ops.table import OpCandidate, OpDescription, OpTable, origin
+from quire.ops.support import origin, refusal_of
+from quire.ops.table import OpCandidate, OpDescription, OpTable, outranked
 from quire.plugins import PluginHost, resolve_factory
 
 DTYPES: tuple[DTypeName, ...] = typing.get_args(DTypeName)
@@ -75,7 +76,8 @@ def choose(host: PluginHost, args: argparse.Namespace) -> Choices:
                 f"{origin(registration)} implements the op {spec.op!r}, which no enabled plugin registers: "
                 "enable the plugin that brings it, or register an OpSpec"
             )
-    ops = OpTable(registrations, device, dtype, lambda reference, _: reference).describe()
+    # Nothing is imported for the table: what is chosen is tried below, and what is wrong with it collected.
+    ops = OpTable(registrations, device, dtype, lambda *_: object).describe()
     attention = _attention(
         [_guarded(entry, problems) for entry in host.attention_backends.registrations()], device, dtype
     )
@@ -125,20 +127,13 @@ def _rows(op: str, candidates: Sequence[OpCandidate]) -> list[tuple[str, ...]]:
 def _guarded(registration: Registration, problems: list[str]) -> Registration:
     """The registration with a `supports` that answers with a reason where the plugin's raises."""
     spec = cast("OpImplSpec | AttentionBackendSpec", registration.spec)
-    supports = spec.supports
 
     def ask(device: DeviceInfo, dtype: DTypeName) -> str | None:
         try:
-            answer = supports(device, dtype)
-        except Exception as error:
-            answer = f"supports() raised {type(error).__name__}: {error}"
-            problems.append(f"{origin(registration)}, {spec.name}: {answer}")
-            return answer
-        if answer is None or isinstance(answer, str):
-            return answer
-        reason = f"supports() answered {answer!r}: it must be None or the reason why not"
-        problems.append(f"{origin(registration)}, {spec.name}: {reason}")
-        return reason
+            return refusal_of(registration, device, dtype)
+        except PluginError as error:
+            problems.append(str(error))
+            return str(error)
 
     return dataclasses.replace(registration, spec=dataclasses.replace(spec, supports=ask))
 
@@ -154,7 +149,7 @@ def _attention(
         if reason is None and chosen is None:
             chosen = spec
         elif reason is None and chosen is not None:
-            reason = f"{chosen.name} has priority {chosen.priority}, this {spec.priority}"
+            reason = outranked(chosen.name, chosen.priority, spec.priority)
         candidates.append(OpCandidate(spec.name, owner, spec.priority, reason))
     return candidates
 

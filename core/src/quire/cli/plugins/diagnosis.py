@@ -104,6 +104,7 @@ def _metadata_findings(host: PluginHost) -> list[Finding]:
     findings += [Finding(True, "metadata", text) for text in metadata.doubled_metadata(names, reported)]
     findings += [Finding(True, "metadata", text) for text in metadata.stale_entry_points(host.records)]
     findings += [Finding(False, "metadata", text) for text in metadata.doubled_names(host.records)]
+    findings += [Finding(False, "metadata", text) for text in metadata.overlooked_plugins(names)]
     findings += [Finding(True, "versions", text) for text in metadata.version_clashes(names)]
     return findings
 

@@ -6,16 +6,15 @@ import importlib.metadata
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from quire.api.hookspecs import ENTRY_POINT_GROUP
 from quire.api.specs import PluginInfo
 from quire.cli.plugins.modules import find_module
 from quire.plugins import PluginHost, PluginRecord, PluginStatus
+from quire.plugins.discovery import canonical
 
 CORE = "quire-core"
-
-
-def canonical(name: str) -> str:
-    """A distribution's name as the index compares it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+META = "quire"
+"""The distribution that has no code, and only requires the others."""
 
 
 def plugin_distributions(host: PluginHost) -> list[str]:
@@ -52,6 +51,29 @@ def doubled_metadata(names: Sequence[str], reported: Iterable[str]) -> Iterator[
             yield f"{name} is installed {len(places)} times ({', '.join(places)}): uninstall all, install one"
 
 
+def overlooked_plugins(names: Sequence[str]) -> Iterator[str]:
+    """Distributions that seem meant to bring plugins and bring none: nothing else would speak of them.
+
+    Args:
+        names: the distributions that do bring plugins.
+    """
+    for dist in importlib.metadata.distributions():
+        name = canonical(dist.metadata["Name"] or "")
+        if not name or name == META or name in names:
+            continue
+        groups = sorted({entry.group for entry in dist.entry_points if _resembles(entry.group)})
+        if groups:
+            yield (
+                f"{name} {dist.version} has entry points under {', '.join(groups)}, and brings no plugin: Quire "
+                f"reads the group {ENTRY_POINT_GROUP!r}; name it so in its pyproject.toml and install it again"
+            )
+        elif any(_names_core(text) for text in dist.requires or ()):
+            yield (
+                f"{name} {dist.version} requires {CORE} and brings no plugin; where it should, its metadata in "
+                f"{getattr(dist, '_path', '?')} is stale: install it again"
+            )
+
+
 def stale_entry_points(records: Iterable[PluginRecord]) -> Iterator[str]:
     """Plugins that are off, and whose module is gone; those that are on fail to load, which says it."""
     for record in records:
@@ -78,6 +100,14 @@ def doubled_names(records: Iterable[PluginRecord]) -> Iterator[str]:
 def api_range(info: PluginInfo | None) -> str:
     """The hook API range that a plugin states; "?" where it was not imported."""
     return info.api if info is not None else "?"
+
+
+def _resembles(group: str) -> bool:
+    return canonical(group).startswith(ENTRY_POINT_GROUP)
+
+
+def _names_core(requirement: str) -> bool:
+    return re.match(r"quire[-_.]core\b", requirement, re.IGNORECASE) is not None
 
 
 def _unmet(text: str) -> str | None:

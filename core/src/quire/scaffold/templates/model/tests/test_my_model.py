@@ -6,13 +6,13 @@ from quire.testing import ModelConformance
 
 
 class TestMyModel(ModelConformance):
-    # CHANGE: your class. Tiny configurations are derived from the fields that its config has.
-    hf_class = "GraniteForCausalLM"
+    # CHANGE: yours, as in plugin.py. Tiny configurations are derived from the fields of transformers' config.
+    architecture = "GraniteForCausalLM"
 
 
 class TestMultipliers(ModelConformance):
     # CHANGE: traits whose default value does nothing need a configuration of their own, or no class here.
-    hf_class = "GraniteForCausalLM"
+    architecture = "GraniteForCausalLM"
     configs = {
         "scaled": {
             **{"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},

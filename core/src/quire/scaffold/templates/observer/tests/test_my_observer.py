@@ -16,7 +16,7 @@ def test_counts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     step = StepReport(0, num_rows=2, num_tokens=9, num_generated=2, seconds=0.1, num_running=2, num_waiting=0)
     request = RequestView("a", 0, 0.0, num_prompt_tokens=7, num_output_tokens=2, max_total_tokens=16)
     observer.request_added(request)
-    observer.step_finished(step)
+    observer.request_finished(request, "length")
     with caplog.at_level(logging.INFO, "quire"):
-        observer.request_finished(request, "length")
+        observer.step_finished(step)
     assert "1 requests, 2 tokens in 1 steps" in caplog.text

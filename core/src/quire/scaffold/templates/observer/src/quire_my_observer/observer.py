@@ -18,16 +18,19 @@ class MyObserver(EngineObserver):
         self.num_steps = 0
         self.num_generated = 0
         self.num_finished = 0
+        self._is_due = False
 
     def step_finished(self, step: StepReport) -> None:
-        """A step has run."""
+        """A step has run; the requests that it ended were reported just before."""
         self.num_steps += 1
         self.num_generated += step.num_generated
+        if self._is_due:
+            self._is_due = False
+            logger.info(
+                "%d requests, %d tokens in %d steps", self.num_finished, self.num_generated, self.num_steps
+            )
 
     def request_finished(self, request: RequestView, finish_reason: str) -> None:
         """A request has ended: "stop", "length", "abort" or "error"."""
         self.num_finished += 1
-        if self.num_finished % self._options.log_every == 0:
-            logger.info(
-                "%d requests, %d tokens in %d steps", self.num_finished, self.num_generated, self.num_steps
-            )
+        self._is_due |= self.num_finished % self._options.log_every == 0
