@@ -20,7 +20,7 @@ from quire.api.protocols import AttentionParams, BuildContext, Command, Model, M
 from quire.api.request import SamplingParams
 from quire.cli.flags import CLI_SAMPLING_DEFAULTS, Setting, engine_settings, sampling_settings
 from quire.cli.plugin_flags import add_plugin_flags
-from quire.nn import activation, linear, mlp, norm, rope_config, rotary
+from quire.nn import activation, dtypes, linear, mlp, norm, rope_config, rotary
 from quire.plugins import resolve_factory
 from quire.plugins.builtin import quire_register_commands, quire_register_ops
 
@@ -168,6 +168,8 @@ def models_page() -> str:
     layers = (norm.RMSNorm, norm.LayerNorm, mlp.GatedMLP, rotary.RotaryEmbedding, linear.TensorSlot)
     for kind in layers:
         lines += _layer(kind)
+    for function in (dtypes.torch_dtype, dtypes.torch_device):
+        lines += _function(function, dtypes.__name__)
     lines += ["## Rotary configuration", "", "`quire.nn.rope_config`.", ""]
     for function in (rope_config.parse_rope_config, rope_config.parse_full_rope):
         lines += _function(function)
@@ -204,8 +206,9 @@ def _layer(kind: type) -> list[str]:
     return lines
 
 
-def _function(function: Callable[..., object]) -> list[str]:
+def _function(function: Callable[..., object], module: str = "") -> list[str]:
     signature = _signature(function.__name__, function)
+    signature = signature.replace("def ", f"{module}.", 1) if module else signature
     text = _docstring(function.__doc__ or "")
     return [f"### `{function.__name__}`", "", "```python", signature, "```", "", *text, ""]
 

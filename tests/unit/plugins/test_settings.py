@@ -126,6 +126,7 @@ def test_a_blank_variable_says_nothing(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("one -two", "QUIRE_PLUGINS='one -two': 'one -two' has a space; separate names by commas"),
         ("{", "QUIRE_PLUGINS='{' is not valid JSON"),
         ('{"alow": []}', "QUIRE_PLUGINS: unknown setting 'plugins.alow'; did you mean 'allow'"),
         ('{"deny": "x"}', "QUIRE_PLUGINS: deny='x'"),

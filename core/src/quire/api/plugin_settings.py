@@ -46,7 +46,10 @@ class PluginSettings(Section):
     )
     optional: tuple[str, ...] = Field(
         (),
-        description="plugins without which the engine may start: when one fails, it is logged and left out",
+        description=(
+            "plugins without which the engine may start: one that cannot be loaded is logged and left out; "
+            "wrong options are an error all the same"
+        ),
     )
     prefer: Annotated[Mapping[str, str], AfterValidator(_freeze)] = Field(
         default_factory=FrozenDict,
@@ -89,7 +92,7 @@ def read_environment(text: str | None) -> dict[str, object]:
     """The section that QUIRE_PLUGINS describes; empty where it is unset or blank.
 
     Raises:
-        ConfigError: it starts like a JSON object and is none.
+        ConfigError: it starts like a JSON object and is none, or a name has a space in it.
     """
     text = (text or "").strip()
     if not text:
@@ -103,6 +106,11 @@ def read_environment(text: str | None) -> dict[str, object]:
                 'or an object such as {"deny": ["name"]}'
             ) from None
     names = [name.strip() for name in text.split(",") if name.strip()]
+    spaced = next((name for name in names if len(name.split()) > 1), None)
+    if spaced is not None:
+        raise ConfigError(
+            f"{ENVIRONMENT_VARIABLE}={text!r}: {spaced!r} has a space; separate names by commas"
+        )
     section: dict[str, object] = {}
     allowed = [name for name in names if not name.startswith("-")]
     denied = [name[1:].strip() for name in names if name.startswith("-")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from quire.api.batch import DeviceInfo, DTypeName
@@ -261,9 +261,6 @@ class WeightMap:
     prefixes: tuple[str, ...] = ("",)
 
 
-ShardDim = Literal["rows", "columns"]
-
-
 @dataclass(slots=True, frozen=True)
 class Registration:
     """A registered spec and who brought it."""
@@ -272,4 +269,3 @@ class Registration:
     plugin: str
     distribution: str
     version: str
-    labels: Mapping[str, str] = field(default_factory=dict)

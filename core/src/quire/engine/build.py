@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,6 @@ from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.config import EngineConfig
 from quire.api.errors import CapacityError, ConfigError, QuireError, TokenizerError
 from quire.api.extensions import EngineInfo, ExtensionContext
-from quire.api.protocols import ModelConfig
 from quire.api.specs import WeightMap
 from quire.engine.engine import Engine
 from quire.engine.extensions import DEFAULT_POLICY, ExtensionLoader, LoadedPolicy
@@ -24,17 +23,17 @@ from quire.engine.model_source import naming, read_model
 from quire.engine.observers import Observers
 from quire.engine.parts import EngineParts
 from quire.engine.processor_desk import ProcessorDesk
+from quire.engine.sizing import choose_dtype, context_length, size_cache, step_limits
 from quire.execution.batch_builder import BatchLimits
 from quire.execution.device import detect_device
 from quire.execution.executor import InProcessExecutor
-from quire.execution.kv_memory import KVBudget, KVDemand, size_kv_cache
+from quire.execution.kv_memory import KVBudget
 from quire.execution.model_builder import BuildSettings, BuiltModel, build_model
 from quire.execution.processors import ProcessorTable
 from quire.execution.runner import ModelRunner
 from quire.kvcache.block_manager import BlockManager
 from quire.loading.checkpoint import open_checkpoint
 from quire.loading.generation_config import GenerationConfig, load_generation_config
-from quire.loading.hf_config import checkpoint_dtype
 from quire.loading.reader_checkpoint import ReaderCheckpoint
 from quire.loading.resolve import resolve_model_folder
 from quire.loading.tokenizer import Tokenizer
@@ -46,8 +45,6 @@ from quire.plugins import PluginHost, resolve_factory
 from quire.plugins.capabilities import Combination
 from quire.scheduling.plan import SchedulerLimits
 from quire.scheduling.scheduler import Scheduler
-
-DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 
 logger = logging.getLogger("quire")
 
@@ -87,8 +84,8 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     source = read_model(config, host)
     reader = host.open_checkpoint(source.folder)
     device = detect_device(config.device.device)
-    dtype = _choose_dtype(config, source.hf_config, device)
-    max_model_len = _context_length(config, source.config)
+    dtype = choose_dtype(config, source.hf_config, device)
+    max_model_len = context_length(config, source.config)
     host.check_config(config, device)
     tokenizer = None if config.model.skip_tokenizer_init else _load_tokenizer(config, source.folder, host)
     generation = load_generation_config(source.folder, source.hf_config)
@@ -109,8 +106,8 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         built = build_model(source.factory, source.config, settings, loader)
     _withhold_processors(host, loader.combination, extensions.processors)
     host.prepare_model(built.model, config)
-    budget = _size_cache(config, built, detect_device(config.device.device), max_model_len)
-    limits = _limits(config, budget)
+    budget = size_cache(config, built, detect_device(config.device.device), max_model_len)
+    limits = step_limits(config, budget)
     table = ProcessorTable(extensions.processors.loaded, host.calls.call)
     with _allocating("the KV cache and the step's buffers"):
         runner = _make_runner(settings, built, limits, budget, table)
@@ -270,32 +267,6 @@ def _eos_token_ids(generation: GenerationConfig, tokenizer: Tokenizer | None) ->
     return frozenset(ids)
 
 
-def _choose_dtype(config: EngineConfig, hf_config: Mapping[str, object], device: DeviceInfo) -> DTypeName:
-    if config.model.dtype != "auto":
-        return config.model.dtype
-    dtype = checkpoint_dtype(hf_config) or "float32"
-    if dtype == "float16" and device.type == "cpu":
-        logger.info(
-            "dtype: the checkpoint's float16 runs as bfloat16 on a CPU; give dtype to decide otherwise"
-        )
-        return "bfloat16"
-    return dtype
-
-
-def _context_length(config: EngineConfig, model_config: ModelConfig) -> int:
-    longest = model_config.max_position_embeddings
-    asked = config.model.max_model_len
-    if asked is None:
-        return longest
-    if asked > longest:
-        raise ConfigError(f"max_model_len={asked} is more than the model supports: give at most {longest}")
-    if asked < 2:
-        raise ConfigError(
-            f"max_model_len={asked} leaves no room for a prompt and an output token: give at least 2"
-        )
-    return asked
-
-
 def _load_tokenizer(config: EngineConfig, folder: Path, host: PluginHost) -> Tokenizer:
     if config.model.tokenizer is not None:
         folder = resolve_model_folder(config.model.tokenizer, None, host.resolve_model)
@@ -312,44 +283,6 @@ def _read_template(setting: str | None) -> str | None:
         raise TokenizerError(
             f"chat_template={setting!r} is neither a template nor a readable file: {error}"
         ) from None
-
-
-def _size_cache(config: EngineConfig, built: BuiltModel, device: DeviceInfo, max_model_len: int) -> KVBudget:
-    block_size = config.cache.block_size
-    demand = KVDemand(
-        bytes_per_block=built.kv_bytes_per_block(block_size),
-        max_num_seqs=config.scheduler.max_num_seqs,
-        max_model_len=max_model_len,
-        is_max_model_len_explicit=config.model.max_model_len is not None,
-    )
-    budget = size_kv_cache(config.cache, device, demand)
-    if budget.max_model_len < max_model_len:
-        logger.warning(
-            "max_model_len: lowered from %d to %d, what the KV cache holds",
-            max_model_len,
-            budget.max_model_len,
-        )
-    return budget
-
-
-def _limits(config: EngineConfig, budget: KVBudget) -> SchedulerLimits:
-    scheduler = config.scheduler
-    tokens = scheduler.max_num_batched_tokens
-    if not scheduler.enable_chunked_prefill:
-        if tokens is not None and tokens < budget.max_model_len:
-            raise ConfigError(
-                f"max_num_batched_tokens={tokens} is less than max_model_len={budget.max_model_len}, which a step must "
-                "hold without chunked prefill: raise the one, lower the other, or enable chunked prefill"
-            )
-        tokens = tokens or max(DEFAULT_MAX_NUM_BATCHED_TOKENS, budget.max_model_len)
-    return SchedulerLimits(
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=min(
-            tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS, scheduler.max_num_seqs * budget.max_model_len
-        ),
-        max_model_len=budget.max_model_len,
-        enable_chunked_prefill=scheduler.enable_chunked_prefill,
-    )
 
 
 def _make_runner(
