@@ -484,3 +484,11 @@ def test_arguments_of_a_vllm_script_that_change_nothing(folder: Path) -> None:
         assert len(_tokens(engine.generate([PROMPT], params, use_tqdm=False, lora_request=None)[0])[0]) == 2
         with pytest.raises(ConfigError, match="priority"):
             engine.generate([PROMPT], params, use_tqdm=False, priority=[1])
+
+
+def test_the_model_may_stand_in_the_file(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path / "model")
+    file = tmp_path / "quire.toml"
+    file.write_text(f'[model]\nmodel = "{(tmp_path / "model").as_posix()}"\nskip_tokenizer_init = true\n')
+    with LLM(config_file=file, max_model_len=32) as llm:
+        assert llm.config.model.model == (tmp_path / "model").as_posix()

@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,8 @@ from quire.api.outputs import CompletionOutput, RequestOutput
 from quire.api.request import SamplingParams
 from quire.cli import chat, generate
 from quire.cli.chat import Conversation
-from quire.cli.generate import GenerateCommand, read_prompts
+from quire.cli.generate import GenerateCommand, parse_token_ids, read_prompts
+from quire.testing.tiny_models import write_tiny_llama
 
 
 def output(text: str, *, finished: bool = True, error: Exception | None = None) -> RequestOutput:
@@ -27,7 +29,7 @@ class FakeLLM:
 
     def __init__(self, chat_template: str | None = "template") -> None:
         self.engine = SimpleNamespace(chat_template=chat_template)
-        self.config = SimpleNamespace(model=SimpleNamespace(model="fake"))
+        self.config = SimpleNamespace(model=SimpleNamespace(model="fake", skip_tokenizer_init=False))
         self.steps: list[str] = ["Hi", "Hi \ufffd", "Hi é."]
         self.interrupt_at: int | None = None
         self.error: Exception | None = None
@@ -105,6 +107,21 @@ def test_json_is_one_object_a_line(llm: FakeLLM, capsys: pytest.CaptureFixture[s
     run_generate("--prompt", "a", "--prompt", "ü", "--json", "--raw")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["outputs"][0]["text"] for line in lines] == ["a", "ü"]
+
+
+def test_token_ids_need_no_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny_llama(tmp_path)
+    flags = ["--model", str(tmp_path), "--skip-tokenizer-init", "--max-tokens", "3", "--ignore-eos"]
+    assert run_generate(*flags, "--token-ids", "5, 6 7", "--token-ids", "8") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [len(line.split(",")) for line in lines] == [3, 3]
+    assert all(word.isdecimal() for line in lines for word in line.split(","))
+
+
+@pytest.mark.parametrize(("text", "wrong"), [("1,x", "'x'"), ("-1", "'-1'"), (" ", "'nothing'")])
+def test_malformed_token_ids_are_named(text: str, wrong: str) -> None:
+    with pytest.raises(PromptError, match=f"numbers separated by commas, not {wrong}"):
+        parse_token_ids(text)
 
 
 def test_a_failed_request_is_status_1(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:

@@ -298,5 +298,6 @@ def _describe(error: ValidationError) -> str:
             lines.append(f"unknown setting {'.'.join(place)!r}; {hint}")
         else:
             value: Any = problem.get("input")
-            lines.append(f"{path}={value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+            text = "give a list" if problem["type"] == "tuple_type" else problem["msg"]
+            lines.append(f"{path}={value!r}: {text[0].lower()}{text[1:]}")
     return "; ".join(lines)

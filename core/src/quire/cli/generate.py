@@ -36,6 +36,12 @@ class GenerateCommand:
             metavar="FILE",
             help="a file that is one prompt; repeatable",
         )
+        parser.add_argument(
+            "--token-ids",
+            action="append",
+            metavar="IDS",
+            help="a prompt as token ids, separated by commas or spaces; repeatable; needs no tokenizer",
+        )
         parser.add_argument("--system", metavar="TEXT", help="a system message for the chat template")
         form = parser.add_mutually_exclusive_group()
         form.add_argument(
@@ -51,13 +57,15 @@ class GenerateCommand:
 
     def run(self, args: argparse.Namespace) -> int:
         """Answer; the status is 1 when a request failed while running."""
-        texts = read_prompts(args)
+        ids = [parse_token_ids(text) for text in args.token_ids or ()]
+        texts = read_prompts(args) if not ids or args.prompt or args.prompt_file else []
         with open_llm(args) as llm:
-            prompts = [_as_prompt(llm, text, args) for text in texts]
+            prompts: list[Prompt] = [*ids, *(_as_prompt(llm, text, args) for text in texts)]
             is_long = len(prompts) > 1 and sys.stderr.isatty()
             outputs = llm.generate(prompts, sampling_params(args), use_tqdm=is_long)
+            has_tokenizer = not llm.config.model.skip_tokenizer_init
         for output in outputs:
-            _print(output, as_json=args.json)
+            _print(output, as_json=args.json, has_tokenizer=has_tokenizer)
         return EXIT_FAILED_REQUEST if any(_report(output) for output in outputs) else 0
 
 
@@ -76,8 +84,25 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     if not prompts and not sys.stdin.isatty():
         prompts = [_read_stdin()]
     if not prompts:
-        raise PromptError("no prompt: give --prompt TEXT, --prompt-file FILE, or pipe one in")
+        raise PromptError(
+            "no prompt: give --prompt TEXT, --prompt-file FILE or --token-ids IDS, or pipe one in"
+        )
     return prompts
+
+
+def parse_token_ids(text: str) -> list[int]:
+    """The numbers of a `--token-ids`.
+
+    Raises:
+        PromptError: something else is in it.
+    """
+    words = text.replace(",", " ").split()
+    wrong = next((word for word in words if not word.isdecimal()), None)
+    if wrong is not None or not words:
+        raise PromptError(
+            f"--token-ids {text!r}: give numbers separated by commas, not {wrong or 'nothing'!r}"
+        )
+    return [int(word) for word in words]
 
 
 def _read_stdin() -> str:
@@ -95,7 +120,7 @@ def _as_prompt(llm: LLM, text: str, args: argparse.Namespace) -> Prompt:
     return llm.chat_prompt([*messages, {"role": "user", "content": text}])
 
 
-def _print(output: RequestOutput, *, as_json: bool) -> None:
+def _print(output: RequestOutput, *, as_json: bool, has_tokenizer: bool) -> None:
     if as_json:
         record = {
             "request_id": output.request_id,
@@ -109,7 +134,7 @@ def _print(output: RequestOutput, *, as_json: bool) -> None:
         print(json.dumps(record, ensure_ascii=False))
         return
     for choice in output.outputs:
-        print(choice.text)
+        print(choice.text if has_tokenizer else ",".join(str(token_id) for token_id in choice.token_ids))
 
 
 def _plain_logprobs(output: RequestOutput) -> list[object] | None:

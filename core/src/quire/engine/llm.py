@@ -28,7 +28,8 @@ class LLM:
     """A model and its engine in this process.
 
     Args:
-        model: a folder, a name that a plugin resolves ("tiny"), or a hub id.
+        model: a folder, a name that a plugin resolves, or a hub id; None: what `config_file` says,
+            else "tiny".
         config_file: a `quire.toml`; its values yield to keywords.
         host: plugins loaded already (`PluginHost.discover`), a script's own among them; by default those
             that the settings select.
@@ -42,7 +43,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path = "tiny",
+        model: str | Path | None = None,
         *,
         config_file: str | Path | None = None,
         host: PluginHost | None = None,

@@ -15,6 +15,7 @@ from quire.testing.served_model import Generated, Job, WatchedEngine
 
 _LENGTHS = (1, 5, 13, 22, 30)
 _TOLERANCE = 1e-8
+"""Of log-probabilities, in float64; against the reference, a wider `tolerance_float64` of the suite counts."""
 
 
 class ModelConformance(ModelChecks):
@@ -212,6 +213,7 @@ class ModelConformance(ModelChecks):
         self, variant: Variant, results: Sequence[Sequence[Generated]], what: str, *, is_greedy: bool = True
     ) -> None:
         """Compare every choice with the reference, token by token."""
+        limit = max(_TOLERANCE, self.tolerance_float64)
         for choice in (choice for choices in results for choice in choices):
             count = len(choice.prompt)
             ids = [*choice.prompt, *choice.token_ids[:-1]]
@@ -220,9 +222,9 @@ class ModelConformance(ModelChecks):
             for index, row in enumerate(expected):
                 difference = max_difference(choice.logprobs[index], row)
                 require(
-                    difference <= _TOLERANCE,
+                    difference <= limit,
                     f"{where}, the log-probabilities of output {index} differ from the reference by "
-                    f"{difference:.2g}, more than {_TOLERANCE:.0e}",
+                    f"{difference:.2g}, more than {limit:.0e}",
                 )
                 likeliest = int(torch.argmax(choice.logprobs[index]))
                 require(
