@@ -22,12 +22,13 @@ from extension_plugins import (
     open_llm,
     policy_plugin,
 )
+from pydantic import BaseModel, ConfigDict
 
 import quire
 from quire import LLM, RequestOutput, SamplingParams
 from quire.api.config import EngineConfig
 from quire.api.errors import ConfigError, ExtensionError, PluginError, SamplingParamsError
-from quire.api.extensions import EngineInfo, EngineObserver
+from quire.api.extensions import EngineInfo, EngineObserver, ExtensionContext
 from quire.api.hookspecs import HOOKS
 from quire.api.specs import Capabilities, LogitsProcessorSpec, PluginInfo, PolicySpec
 from quire.engine.build import build_engine
@@ -527,3 +528,28 @@ def test_errors_and_times_are_counted_by_plugin_and_point(
     assert calls["LogitsProcessorFactory.for_request"] == 2  # when added, and where it runs
     assert not any(errors.values())
     assert 0 < seconds["LogitsProcessor.__call__"] < 10
+
+
+class StrictArguments(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    only: int = 0
+
+
+class StrictFactory:
+    """Reads its arguments with pydantic."""
+
+    def __init__(self, context: ExtensionContext) -> None:
+        pass
+
+    def for_request(self, arguments: object, params: SamplingParams) -> None:
+        StrictArguments.model_validate(arguments)
+
+
+def test_pydantic_s_complaints_are_one_line(folder: Path) -> None:
+    plugin = make_plugin(
+        "strict", register_logits_processors=lambda: [LogitsProcessorSpec("strict", StrictFactory)]
+    )
+    with open_llm(folder, plugin) as llm, pytest.raises(SamplingParamsError) as caught:
+        llm.generate([1, 2], SamplingParams(extra_args={"strict": {"onlyy": 3}}), use_tqdm=False)
+    assert "onlyy: Extra inputs are not permitted" in str(caught.value)
+    assert "pydantic" not in str(caught.value) and "\n" not in str(caught.value)

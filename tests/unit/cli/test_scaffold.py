@@ -66,7 +66,8 @@ def test_a_malformed_name_comes_with_a_proposal() -> None:
         ("quire-models", "a module 'quire_models' exists already"),
         ("class", "'class' is a word of Python"),
         ("quire-lambda", "is a word of Python"),
-        ("quire-llama", "the plugin name 'llama' is taken by quire-models"),
+        ("quire-llama", "the plugin name 'llama' is taken by quire-models.*e.g. 'quire-my-llama'"),
+        ("llama", "the plugin name 'llama' is taken by quire-models.*e.g. 'quire-my-llama'"),
     ],
 )
 def test_names_that_are_taken(name: str, message: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from pydantic import ValidationError
+
 from quire.api.errors import ExtensionError, SamplingParamsError
 from quire.api.request import SamplingParams
 from quire.execution.processors import LoadedProcessor, ProcessorFaultError, make_processor
@@ -75,7 +77,9 @@ class ProcessorDesk:
             except ProcessorFaultError as error:
                 return ProcessorChoice(params, error=ExtensionError(str(error)))
             except ValueError as error:
-                raise SamplingParamsError(f"{processor.describe()} refuses {own!r}: {error}") from error
+                raise SamplingParamsError(
+                    f"{processor.describe()} refuses {own!r}: {_reason(error)}"
+                ) from error
             if made is not None:
                 names.append(name)
         return ProcessorChoice(params, tuple(names))
@@ -89,3 +93,11 @@ class ProcessorDesk:
             raise SamplingParamsError(
                 f"extra_args names {name!r}, no logits processor is called so; {nearest(name, self.loaded)}"
             )
+
+
+def _reason(error: ValueError) -> str:
+    """What a processor says against its arguments; pydantic's complaints in one line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problems = error.errors(include_url=False, include_context=False)
+    return "; ".join(f"{'.'.join(str(part) for part in entry['loc'])}: {entry['msg']}" for entry in problems)

@@ -73,7 +73,7 @@ def check_names(names: ScaffoldNames, installed: Iterable[Candidate]) -> None:
         if candidate.name == names.plugin:
             raise ConfigError(
                 f"NAME={names.distribution!r}: the plugin name {names.plugin!r} is taken by "
-                f"{candidate.origin}: {hint}"
+                f"{candidate.origin}: give another NAME, e.g. '{PREFIX}my-{names.plugin}'"
             )
 
 

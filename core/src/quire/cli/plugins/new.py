@@ -22,7 +22,7 @@ class NewAction:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The kind, the name, and where to."""
-        parser.add_argument("kind", metavar="KIND", help=f"one of {', '.join([*KINDS, *LATER_KINDS])}")
+        parser.add_argument("kind", metavar="KIND", help=f"one of {', '.join(KINDS)}")
         parser.add_argument(
             "name",
             metavar="NAME",
