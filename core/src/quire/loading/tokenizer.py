@@ -151,7 +151,8 @@ class Tokenizer:
             return own[chat_template] if isinstance(own, Mapping) and chat_template in own else chat_template
         if own is None:
             raise TokenizerError(
-                "the model has no chat template: give chat_template, or complete the plain text (generate(), or --raw on the command line)"
+                "the model has no chat template: give chat_template, or complete the plain text (generate(), or "
+                "--raw on the command line)"
             )
         return choose_template(own, has_tools=has_tools)
 
