@@ -66,7 +66,7 @@ def takes_foreign_fields(kind: type[T]) -> type[T]:
         UnknownSamplingParamError: (when building) a keyword is neither a field nor foreign.
     """
     build = kind.__init__
-    own = frozenset(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    own = frozenset(kind.__dataclass_fields__)  # type: ignore[attr-defined]  # every dataclass has it
 
     @functools.wraps(build)
     def __init__(self: T, *args: object, **keywords: object) -> None:
@@ -82,7 +82,7 @@ def takes_foreign_fields(kind: type[T]) -> type[T]:
             if not is_same_as_n and not field.is_neutral(value):
                 raise SamplingParamsError(f"{name}={value!r} is not served by this version: {field.remedy}")
 
-    kind.__init__ = __init__  # type: ignore[method-assign, assignment]
+    kind.__init__ = __init__  # type: ignore[method-assign, assignment]  # that is the decorator's work
     return kind
 
 

@@ -81,7 +81,7 @@ def find_target(target: str, settings: PluginSettings) -> tuple[PluginHost, list
         known = {name for record in host.records for name in (record.name, record.candidate.distribution)}
         raise PluginError(
             f"no plugin and no distribution with plugins is called {target!r}: {nearest(target, known)} "
-            "A plugin that is not installed is given as 'module:'"
+            "(a plugin that is not installed is given as 'module:')"
         )
     return host, [_enabled(record) for record in records]
 
