@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +41,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_report_header() -> str:
     """Say which Python runs, and whether asserts of the code under test are on."""
     return f"python {sys.version.split()[0]}, optimize={sys.flags.optimize}"
+
+
+@pytest.fixture(scope="session")
+def quantized_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The model folder of a tool-made checkpoint of tests/data/checkpoints, by name."""
+    from quantized_checkpoints import assemble
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = assemble(name, root)
+        return made[name]
+
+    return folder

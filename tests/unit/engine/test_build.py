@@ -18,6 +18,7 @@ from quire.api.errors import (
     DeviceError,
     ModelNotFoundError,
     PluginError,
+    QuantizationError,
     TokenizerError,
     UnsupportedModelError,
 )
@@ -123,10 +124,23 @@ def test_a_model_whose_plugin_is_off_is_told_so(folder: Path) -> None:
         build(folder, plugins={"deny": ["llama"]})
 
 
-@pytest.mark.parametrize("value", [{"quant_method": "awq"}, "awq"])
-def test_a_quantized_checkpoint(folder: Path, tmp_path: Path, value: object) -> None:
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (
+            {"quant_method": "exl9"},
+            UnsupportedModelError,
+            "quant_method='exl9', which no plugin serves; served are",
+        ),
+        ("awq", QuantizationError, "quantization_config is a str; it must be a JSON object"),
+        ({"bits": 4}, QuantizationError, "quant_method=None; name the method"),
+    ],
+)
+def test_a_quantization_that_nothing_serves(
+    folder: Path, tmp_path: Path, value: object, error: type[Exception], words: str
+) -> None:
     path = altered(folder, tmp_path, {"quantization_config": value})
-    with pytest.raises(UnsupportedModelError, match="quant_method='awq'.*16-bit checkpoint"):
+    with pytest.raises(error, match=words):
         build(path)
 
 

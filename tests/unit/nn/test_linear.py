@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from quire.api.errors import CheckpointError, ShapeError
-from quire.nn.linear import Linear, LinearShape, LMHead, UnquantizedMethod, is_prepacked, make_product
+from quire.nn.linear import Linear, LinearShape, LMHead
+from quire.nn.unquantized import UnquantizedMethod, is_prepacked, make_product
 
+Layer = TypeVar("Layer", bound=Linear)
 CPU = torch.device("cpu")
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def make_shape(dtype: torch.dtype, *, has_bias: bool = False, **parts: int) -> LinearShape:
     return LinearShape(24, tuple(parts.items()), has_bias, dtype, CPU)
+
+
+def unquantized(layer: Layer) -> Layer:
+    layer.assign([UnquantizedMethod()] * len(layer.shape.parts))
+    return layer
 
 
 def fill(layer: Linear | LMHead, part: str | None) -> dict[str, Tensor]:
@@ -30,7 +39,7 @@ def fill(layer: Linear | LMHead, part: str | None) -> dict[str, Tensor]:
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 65])
 def test_parts_lie_side_by_side(dtype: torch.dtype, has_bias: bool, rows: int) -> None:
-    layer = Linear(make_shape(dtype, has_bias=has_bias, q=40, k=8, v=8), UnquantizedMethod())
+    layer = unquantized(Linear(make_shape(dtype, has_bias=has_bias, q=40, k=8, v=8)))
     parts = {name: fill(layer, name) for name in ("k", "v", "q")}
     layer.process_after_loading()
     x = torch.randn(rows, 24, dtype=dtype)
@@ -46,7 +55,7 @@ def test_parts_lie_side_by_side(dtype: torch.dtype, has_bias: bool, rows: int) -
 
 
 def test_slots_say_where_tensors_go() -> None:
-    layer = Linear(make_shape(torch.float32, has_bias=True, gate=6, up=10), UnquantizedMethod())
+    layer = unquantized(Linear(make_shape(torch.float32, has_bias=True, gate=6, up=10)))
     weight, bias = layer.tensor_slots("up")
     assert (weight.suffix, weight.target.shape, weight.output_dim, weight.input_dim) == (
         "weight",
@@ -58,16 +67,16 @@ def test_slots_say_where_tensors_go() -> None:
 
 
 def test_a_single_part_needs_no_name_and_unknown_parts_are_refused() -> None:
-    single = Linear(make_shape(torch.float32, out=6), UnquantizedMethod())
+    single = unquantized(Linear(make_shape(torch.float32, out=6)))
     assert single.tensor_slots(None)[0].target.shape == (6, 24)
-    several = Linear(make_shape(torch.float32, q=6, k=2), UnquantizedMethod())
+    several = unquantized(Linear(make_shape(torch.float32, q=6, k=2)))
     for part in (None, "v"):
         with pytest.raises(CheckpointError, match="the layer's parts are q, k"):
             several.tensor_slots(part)
 
 
 def test_packing_frees_the_plain_weight() -> None:
-    layer = Linear(make_shape(torch.bfloat16, out=6), UnquantizedMethod())
+    layer = unquantized(Linear(make_shape(torch.bfloat16, out=6)))
     fill(layer, None)
     layer.process_after_loading()
     kept = sum(parameter.numel() for parameter in layer.parameters())
@@ -76,13 +85,13 @@ def test_packing_frees_the_plain_weight() -> None:
 
 def test_calling_too_early_says_so() -> None:
     with pytest.raises(RuntimeError, match="process_after_loading"):
-        Linear(make_shape(torch.float32, out=6), UnquantizedMethod())(torch.zeros(1, 24))
+        unquantized(Linear(make_shape(torch.float32, out=6)))(torch.zeros(1, 24))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_tied_head_uses_the_embeddings_weight(dtype: torch.dtype) -> None:
     embedding = nn.Embedding(50, 24, dtype=dtype).requires_grad_(False)
-    head = LMHead(make_shape(dtype, lm_head=50), UnquantizedMethod(), embedding)
+    head = unquantized(LMHead(make_shape(dtype, lm_head=50), embedding))
     assert not list(head.tensor_slots(None)) and not list(head.parameters())
     head.process_after_loading()
     x = torch.randn(3, 24, dtype=dtype)
@@ -91,7 +100,7 @@ def test_tied_head_uses_the_embeddings_weight(dtype: torch.dtype) -> None:
 
 
 def test_untied_head_loads_like_a_linear() -> None:
-    head = LMHead(make_shape(torch.float64, has_bias=True, lm_head=50), UnquantizedMethod())
+    head = unquantized(LMHead(make_shape(torch.float64, has_bias=True, lm_head=50)))
     values = fill(head, None)
     head.process_after_loading()
     x = torch.randn(3, 24, dtype=torch.float64)
@@ -100,10 +109,8 @@ def test_untied_head_loads_like_a_linear() -> None:
 
 def test_ties_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ShapeError, match="no bias"):
-        LMHead(
-            make_shape(torch.float32, has_bias=True, lm_head=50), UnquantizedMethod(), nn.Embedding(50, 24)
-        )
-    head = LMHead(make_shape(torch.float32, lm_head=50), UnquantizedMethod(), nn.Embedding(51, 24))
+        LMHead(make_shape(torch.float32, has_bias=True, lm_head=50), nn.Embedding(50, 24))
+    head = unquantized(LMHead(make_shape(torch.float32, lm_head=50), nn.Embedding(51, 24)))
     with pytest.raises(ShapeError, match=r"\(51, 24\); it needs \(50, 24\)"):
         head.process_after_loading()
 

@@ -107,6 +107,14 @@ class ModelSettings(Section):
         "auto",
         description="of weights, activations and KV cache; auto: the checkpoint's (float16 as bfloat16 on CPUs)",
     )
+    quantization: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "quantization method; by default what claims the checkpoint's label; "
+            "int8 and int4 quantize a 16-bit checkpoint while loading"
+        ),
+    )
     max_model_len: Size | None = Field(
         None, ge=1, description="longest context in tokens; by default what the model supports"
     )

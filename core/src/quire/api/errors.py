@@ -39,6 +39,10 @@ class CheckpointError(QuireError, ValueError):
     """A checkpoint is truncated, corrupt, incomplete, of a wrong shape, or of a refused format."""
 
 
+class QuantizationError(QuireError, ValueError):
+    """A quantization config is contradictory or unsupported, or tensors are not what it says."""
+
+
 class TokenizerError(QuireError, ValueError):
     """A tokenizer or chat template is missing or malformed, or was needed and not loaded."""
 

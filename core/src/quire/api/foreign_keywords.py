@@ -9,7 +9,6 @@ from quire.api.errors import ConfigError
 
 _ACCEPTED_DEFAULTS: Mapping[str, tuple[object, str]] = {
     "use_v2_block_manager": (True, "block manager v2 is the only one"),
-    "quantization": (None, "no quantization method is registered; load a 16-bit checkpoint"),
     "speculative_config": (None, "no drafter is registered; leave it out"),
     "speculative_model": (None, "no drafter is registered; leave it out"),
     "num_speculative_tokens": (None, "no drafter is registered; leave it out"),

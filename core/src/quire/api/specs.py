@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.quantization import QuantizationRequest
 
 FactoryRef = str | Callable[..., object]
 """A "module:attribute" string, imported when first used, or the callable itself."""
@@ -83,16 +84,27 @@ class ModelSpec:
 class QuantizationSpec:
     """A quantization method.
 
+    A checkpoint's label (its config's `quant_method`) is claimed by the methods that serve it in the order
+    of their priority; the first whose `supports` has nothing against it serves the checkpoint. A method
+    without labels quantizes 16-bit checkpoints while they are loaded, when the settings name it.
+
     Attributes:
-        name: what the settings and `quire plugins doctor` call it.
-        quant_methods: labels in a checkpoint's `quantization_config` that it serves.
-        factory: see the protocol of quantization methods.
+        name: what `quantization` in the settings and `quire plugins doctor` call it; words joined by "-".
+        factory: called with a QuantizationContext, gives a QuantizationMethod (see `quire.api.quantization`).
+        quant_methods: labels that it serves; () for a method that quantizes on the fly.
+        supports: returns None when it serves a QuantizationRequest, else the reason why not; None: everything.
+            It reads labels and bits; what is wrong in a config is for the factory to say.
+        priority: methods of higher priority claim a label first.
+        aliases: further names that the settings may use.
     """
 
     name: str
     factory: FactoryRef
     quant_methods: tuple[str, ...] = ()
     capabilities: Capabilities = Capabilities()
+    supports: Callable[[QuantizationRequest], str | None] | None = None
+    priority: int = 10
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)

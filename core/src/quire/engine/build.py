@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.config import EngineConfig
 from quire.api.errors import CapacityError, ConfigError, QuireError, TokenizerError
 from quire.api.extensions import EngineInfo, ExtensionContext
+from quire.api.quantization import QuantizationRequest
 from quire.api.specs import WeightMap
 from quire.engine.engine import Engine
 from quire.engine.extensions import DEFAULT_POLICY, ExtensionLoader, LoadedPolicy
@@ -23,6 +25,7 @@ from quire.engine.model_source import naming, read_model
 from quire.engine.observers import Observers
 from quire.engine.parts import EngineParts
 from quire.engine.processor_desk import ProcessorDesk
+from quire.engine.quantization import choose_method, log_summary
 from quire.engine.sizing import choose_dtype, context_length, size_cache, step_limits
 from quire.execution.batch_builder import BatchLimits
 from quire.execution.device import detect_device
@@ -34,10 +37,13 @@ from quire.execution.runner import ModelRunner
 from quire.kvcache.block_manager import BlockManager
 from quire.loading.checkpoint import open_checkpoint
 from quire.loading.generation_config import GenerationConfig, load_generation_config
+from quire.loading.linear_assignment import LinearAssignment
+from quire.loading.quantization_config import read_quantization_config
 from quire.loading.reader_checkpoint import ReaderCheckpoint
 from quire.loading.resolve import resolve_model_folder
+from quire.loading.tensor_copy import TensorSource
 from quire.loading.tokenizer import Tokenizer
-from quire.loading.weight_map import TensorSource, load_weights
+from quire.loading.weight_map import load_weights
 from quire.nn.attention import Attention
 from quire.ops.backend_choice import BackendRequest, choose_attention_backend
 from quire.ops.table import OpTable
@@ -83,6 +89,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         _warn_of_unused(config, host)
     source = read_model(config, host)
     reader = host.open_checkpoint(source.folder)
+    quantization_config = read_quantization_config(source.folder, source.hf_config)
     device = detect_device(config.device.device)
     dtype = choose_dtype(config, source.hf_config, device)
     max_model_len = context_length(config, source.config)
@@ -90,6 +97,8 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     tokenizer = None if config.model.skip_tokenizer_init else _load_tokenizer(config, source.folder, host)
     generation = load_generation_config(source.folder, source.hf_config)
     settings, ops = _build_settings(host, config, device, dtype, max_model_len)
+    request = QuantizationRequest(quantization_config, device, dtype)
+    quantization = choose_method(config.model.quantization, host, request, ops)
     extensions = _load_extensions(host, ExtensionContext(config, device, source.config.vocab_size))
     combination = Combination(
         config=config,
@@ -98,10 +107,14 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         architecture=source.architecture,
         attention_backend=settings.attention_backend.name,
         policy=extensions.policy.name,
+        quantization=None if quantization is None else quantization.name,
     )
     host.check_capabilities(combination)
     checkpoint = open_checkpoint(source.folder) if reader is None else ReaderCheckpoint(source.folder, reader)
     loader = _WeightLoader(host, combination, checkpoint)
+    assignment = None if quantization is None else LinearAssignment(quantization.method, checkpoint)
+    if assignment is not None:
+        settings = replace(settings, assign_linears=assignment)
     with naming(source.origin), _allocating(f"the model in {source.folder}"):
         built = build_model(source.factory, source.config, settings, loader)
     _withhold_processors(host, loader.combination, extensions.processors)
@@ -127,6 +140,8 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         device.name,
     )
     logger.info("kernels: attention %s; %s", settings.attention_backend.name, ops.summary())
+    if quantization is not None and assignment is not None:
+        log_summary(quantization, assignment.modules, cast(nn.Module, built.model), ops)
     logger.info("%s", budget.describe())
     info = EngineInfo(
         config=config,

@@ -49,7 +49,6 @@ def read_model(config: EngineConfig, host: PluginHost) -> ModelSource:
         if not callable(getattr(factory, method, None)):
             raise PluginError(f"{origin}: its factory {factory!r} has no {method}(), see ModelFactory")
     model_factory = cast(ModelFactory, factory)
-    _refuse_quantized(hf_config, folder)
     with naming(f"{origin}: parse_config"):
         model_config = model_factory.parse_config(hf_config)
     if not isinstance(model_config, ModelConfig):
@@ -80,13 +79,3 @@ def _served(hf_config: Mapping[str, object], host: PluginHost) -> str:
         f"architecture {', '.join(architectures)} is served by no plugin; registered are {known}. "
         f"Install or enable a plugin for it, or register one with quire_register_models{hint}"
     )
-
-
-def _refuse_quantized(hf_config: Mapping[str, object], folder: Path) -> None:
-    quantization = hf_config.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
-        raise UnsupportedModelError(
-            f"{folder} is quantized (quant_method={method!r}) and no quantization method is registered: "
-            "load its 16-bit checkpoint"
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -13,10 +13,12 @@ from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.errors import UnsupportedModelError
 from quire.api.protocols import AttentionBackend, AttentionParams, Model, ModelConfig, ModelFactory, Ops
 from quire.api.specs import WeightMap
+from quire.loading.linear_assignment import AssignLinears, assign_unquantized
+from quire.loading.weight_map import naming_module
 from quire.nn.attention import Attention
 from quire.nn.dtypes import torch_device, torch_dtype
 from quire.nn.embedding import TokenEmbedding
-from quire.nn.linear import Linear, LinearMethod, LinearShape, LMHead, UnquantizedMethod
+from quire.nn.linear import Linear, LinearShape, LMHead
 
 LoadWeights = Callable[[nn.Module, WeightMap], None]
 """Fills the parameters of a built model, e.g. `quire.loading.weight_map.load_weights` with a checkpoint."""
@@ -28,7 +30,7 @@ class BuildSettings:
 
     Attributes:
         dtype: of weights, activations and KV cache. ops: bound for `device` and `dtype`.
-        linear_method: how linear layers keep their weights.
+        assign_linears: gives linear layers the methods that keep their weights.
     """
 
     dtype: DTypeName
@@ -36,7 +38,7 @@ class BuildSettings:
     ops: Ops
     attention_backend: AttentionBackend
     max_model_len: int
-    linear_method: LinearMethod = field(default_factory=UnquantizedMethod)
+    assign_linears: AssignLinears = assign_unquantized
 
 
 @dataclass(slots=True, frozen=True)
@@ -86,7 +88,7 @@ class TorchBuildContext:
 
     def linear(self, in_features: int, parts: Mapping[str, int], *, bias: bool = False) -> nn.Module:
         """See BuildContext."""
-        return Linear(self._shape(in_features, parts, bias), self._settings.linear_method)
+        return Linear(self._shape(in_features, parts, bias))
 
     def embedding(self, num_embeddings: int, embedding_dim: int) -> nn.Module:
         """See BuildContext."""
@@ -95,9 +97,8 @@ class TorchBuildContext:
     def lm_head(
         self, in_features: int, vocab_size: int, *, bias: bool = False, tied_to: nn.Module | None = None
     ) -> nn.Module:
-        """See BuildContext. Never quantized."""
-        shape = self._shape(in_features, {"lm_head": vocab_size}, bias)
-        return LMHead(shape, UnquantizedMethod(), tied_to)
+        """See BuildContext."""
+        return LMHead(self._shape(in_features, {"lm_head": vocab_size}, bias), tied_to)
 
     def attention(self, params: AttentionParams) -> nn.Module:
         """See BuildContext."""
@@ -124,7 +125,7 @@ def build_model(
     Args:
         factory: the model's class, as `ModelSpec.factory` names it.
         config: what its `parse_config` gave.
-        settings: dtype, device, ops, attention backend and linear method.
+        settings: dtype, device, ops, attention backend and the linears' methods.
         load: fills the parameters in place.
 
     Raises:
@@ -138,7 +139,9 @@ def build_model(
             found = type(model).__name__
             raise UnsupportedModelError(f"{factory!r} made a {found}, not an nn.Module with layers")
         model.requires_grad_(False).eval()
-        load(model, factory.weight_map(config))
+        weight_map = factory.weight_map(config)
+        settings.assign_linears(model, weight_map)
+        load(model, weight_map)
         process_after_loading(model)
     return BuiltModel(
         model=cast(Model, model),
@@ -150,7 +153,8 @@ def build_model(
 
 
 def process_after_loading(model: nn.Module) -> None:
-    """Call `process_after_loading` of every linear and LM head in a model, once."""
-    for module in list(model.modules()):
-        if isinstance(module, Linear | LMHead):
-            module.process_after_loading()
+    """Make every linear callable that the loader did not: LM heads that are tied to an embedding."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, Linear):
+            with naming_module(path):
+                module.process_after_loading()

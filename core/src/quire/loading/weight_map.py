@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from itertools import groupby
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from quire.api.errors import CheckpointError
+from quire.api.errors import CheckpointError, QuantizationError
 from quire.api.specs import WeightMap, WeightPart
-from quire.loading.checkpoint import Checkpoint
-from quire.loading.reader_checkpoint import ReaderCheckpoint
-from quire.nn.linear import TensorSlot
+from quire.loading.tensor_copy import TensorCopy, TensorSource
+from quire.nn.linear import Linear
+from quire.nn.linear_method import TensorSlot
 
 ProgressHook = Callable[[int, int], None]
 """Called after each tensor with the bytes loaded and the bytes to load."""
-
-TensorSource = Checkpoint | ReaderCheckpoint
 
 _BAR_DELAY_S = 2.0
 _MAX_NAMES = 5
@@ -35,31 +34,6 @@ class HasTensorSlots(Protocol):
         ...
 
 
-@dataclass(slots=True, frozen=True)
-class _Copy:
-    """One checkpoint tensor, or some of its rows, into one slot."""
-
-    tensor: str
-    slot: TensorSlot
-    part: WeightPart
-    destination: str
-
-    @property
-    def rows(self) -> tuple[int, ...] | None:
-        """The checkpoint's rows that are taken; None for all, or for tensors without output rows."""
-        return None if self.slot.output_dim is None else self.part.row_permutation
-
-    @property
-    def is_swapped(self) -> bool:
-        """Whether the checkpoint stores this matrix transposed."""
-        return self.part.transposed and self.slot.output_dim is not None and self.slot.input_dim is not None
-
-    @property
-    def row_dim(self) -> int | None:
-        """The checkpoint's dimension of output features, or None."""
-        return self.slot.input_dim if self.is_swapped else self.slot.output_dim
-
-
 def load_weights(
     model: nn.Module, weight_map: WeightMap, checkpoint: TensorSource, progress: ProgressHook | None = None
 ) -> None:
@@ -67,9 +41,11 @@ def load_weights(
 
     Nothing is copied before the names, shapes and kinds of all tensors were found to fit. Values are
     converted to the parameters' dtype on the way; there is never a second copy of more than one tensor.
+    Linears are processed as soon as their tensors are there, so that what they are loaded as and what
+    they are multiplied as exist together for one layer only.
 
     Args:
-        model: built, its linears not yet processed.
+        model: built, its linears with their methods, and not yet processed.
         weight_map: the model's.
         checkpoint: an open checkpoint.
         progress: called after each tensor; None shows a progress bar when loading takes long.
@@ -84,10 +60,10 @@ def load_weights(
     _check_shapes(copies, checkpoint)
     _check_filled(model, copies)
     if progress is not None:
-        _copy_all(copies, checkpoint, progress)
+        _copy_all(model, copies, checkpoint, progress)
         return
     with tqdm(desc="loading weights", unit="B", unit_scale=True, delay=_BAR_DELAY_S, leave=False) as bar:
-        _copy_all(copies, checkpoint, lambda done, total: _move_bar(bar, done, total))
+        _copy_all(model, copies, checkpoint, lambda done, total: _move_bar(bar, done, total))
 
 
 def _move_bar(bar: tqdm[None], done: int, total: int) -> None:
@@ -95,22 +71,38 @@ def _move_bar(bar: tqdm[None], done: int, total: int) -> None:
     bar.update(done - bar.n)
 
 
-def _copy_all(copies: Sequence[_Copy], checkpoint: TensorSource, progress: ProgressHook) -> None:
-    sizes = [copy.slot.target.numel() * checkpoint.element_bytes(copy.tensor) for copy in copies]
-    done, total = 0, sum(sizes)
-    for copy, size in zip(copies, sizes, strict=True):
-        _copy_one(copy, checkpoint)
-        done += size
-        progress(done, total)
+def _copy_all(
+    model: nn.Module, copies: Sequence[TensorCopy], checkpoint: TensorSource, progress: ProgressHook
+) -> None:
+    sizes = {id(copy): copy.slot.target.numel() * checkpoint.element_bytes(copy.tensor) for copy in copies}
+    done, total = 0, sum(sizes.values())
+    for path, group in groupby(copies, key=lambda copy: copy.path):
+        for copy in group:
+            _copy_one(copy, checkpoint)
+            done += sizes[id(copy)]
+            progress(done, total)
+        module = model.get_submodule(path)
+        if isinstance(module, Linear):
+            with naming_module(path):
+                module.process_after_loading()
 
 
-def _copy_one(copy: _Copy, checkpoint: TensorSource) -> None:
-    slot, rows = copy.slot, copy.rows
-    source = checkpoint.get(copy.tensor)
-    if copy.is_swapped:
-        source = source.t()
-    if rows is not None and slot.output_dim is not None:
-        source = _take_rows(source, slot.output_dim, rows)
+@contextmanager
+def naming_module(path: str) -> Iterator[None]:
+    """Put the module's path before what its method complains of."""
+    try:
+        yield
+    except QuantizationError as error:
+        raise QuantizationError(f"{path}: {error}") from error
+
+
+def _copy_one(copy: TensorCopy, checkpoint: TensorSource) -> None:
+    slot = copy.slot
+    source = copy.read(checkpoint)
+    if slot.store is not None:
+        with naming_module(copy.tensor):
+            slot.store(source)
+        return
     target = slot.target
     target.copy_(source)
     if target.dtype == torch.float16 and source.dtype != torch.float16 and not target.isfinite().all():
@@ -120,24 +112,20 @@ def _copy_one(copy: _Copy, checkpoint: TensorSource) -> None:
         )
 
 
-def _take_rows(source: Tensor, dim: int, rows: tuple[int, ...]) -> Tensor:
-    if rows == tuple(range(rows[0], rows[0] + len(rows))):
-        return source.narrow(dim, rows[0], len(rows))
-    return source.index_select(dim, torch.tensor(rows))
-
-
-def _resolve(model: nn.Module, weight_map: WeightMap, checkpoint: TensorSource) -> list[_Copy]:
+def _resolve(model: nn.Module, weight_map: WeightMap, checkpoint: TensorSource) -> list[TensorCopy]:
     """The copies of a load; raises CheckpointError for missing and for unexpected tensors."""
     copies, missing = [], []
-    for path, part in _expand(weight_map):
-        for slot in _slots(model, path, part):
+    for path, part in expand(weight_map):
+        module = _module(model, path)
+        shape = module.shape if isinstance(module, Linear) else None
+        destination = path if part.part is None else f"{path} (part {part.part})"
+        for slot in _slots(module, part):
             wanted = f"{part.source}.{slot.suffix}"
             found = next((p + wanted for p in weight_map.prefixes if p + wanted in checkpoint), None)
-            destination = path if part.part is None else f"{path} (part {part.part})"
-            if found is None:
+            if found is not None:
+                copies.append(TensorCopy(found, slot, part, path, destination, shape))
+            elif not slot.is_optional:
                 missing.append(f"{wanted!r} for {destination}")
-            else:
-                copies.append(_Copy(found, slot, part, destination))
     used = {copy.tensor for copy in copies}
     unexpected = [
         name for name in checkpoint.names() if name not in used and not _is_ignored(name, weight_map)
@@ -155,7 +143,7 @@ def _resolve(model: nn.Module, weight_map: WeightMap, checkpoint: TensorSource) 
     return copies
 
 
-def _expand(weight_map: WeightMap) -> Iterator[tuple[str, WeightPart]]:
+def expand(weight_map: WeightMap) -> Iterator[tuple[str, WeightPart]]:
     """Each module path and part, with "{i}" replaced by the layers' indices."""
     for path, parts in weight_map.modules.items():
         indices = range(weight_map.num_layers) if "{i}" in path else range(1)
@@ -168,13 +156,16 @@ def _expand(weight_map: WeightMap) -> Iterator[tuple[str, WeightPart]]:
                 )
 
 
-def _slots(model: nn.Module, path: str, part: WeightPart) -> Sequence[TensorSlot]:
+def _module(model: nn.Module, path: str) -> nn.Module:
     try:
-        module = model.get_submodule(path)
+        return model.get_submodule(path)
     except AttributeError as error:
         raise CheckpointError(
             f"the weight map names module {path!r}, which the model does not have"
         ) from error
+
+
+def _slots(module: nn.Module, part: WeightPart) -> Sequence[TensorSlot]:
     if isinstance(module, HasTensorSlots):
         return module.tensor_slots(part.part)
     return [
@@ -188,7 +179,7 @@ def _is_ignored(name: str, weight_map: WeightMap) -> bool:
     return any(re.fullmatch(pattern, spelling) for pattern in weight_map.ignored for spelling in spellings)
 
 
-def _check_kind(copy: _Copy, checkpoint: TensorSource) -> None:
+def _check_kind(copy: TensorCopy, checkpoint: TensorSource) -> None:
     """Float8 and integers are quantized weights: never silently converted to the model's dtype."""
     source, target = checkpoint.dtype(copy.tensor), copy.slot.target.dtype
     plain = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -199,35 +190,42 @@ def _check_kind(copy: _Copy, checkpoint: TensorSource) -> None:
         )
 
 
-def _check_shapes(copies: Sequence[_Copy], checkpoint: TensorSource) -> None:
+def _check_shapes(copies: Sequence[TensorCopy], checkpoint: TensorSource) -> None:
     """Compare shapes as the checkpoint stores them; every output row must go to exactly one place."""
     taken: dict[str, list[int]] = {}
     for copy in copies:
-        if copy.slot.output_dim is not None:
-            rows = copy.rows or range(copy.slot.target.shape[copy.slot.output_dim])
-            taken.setdefault(copy.tensor, []).extend(rows)
+        if copy.row_dim is not None:
+            taken.setdefault(copy.tensor, []).extend(copy.whole_rows())
     for copy in copies:
-        expected, row_dim = list(copy.slot.target.shape), copy.row_dim
+        slot, row_dim = copy.slot, copy.row_dim
+        expected = list(slot.target.shape)
+        if slot.input_dim is not None:
+            expected[slot.input_dim] = copy.whole_inputs()
+        if slot.output_dim is not None:
+            _check_rows(copy)
+            expected[slot.output_dim] = copy.elements(len(taken[copy.tensor]), slot.outputs_per_element)
         if copy.is_swapped:
             expected.reverse()
-        if row_dim is not None:
-            if copy.rows is not None and len(copy.rows) != expected[row_dim]:
-                raise CheckpointError(
-                    f"the weight map takes {len(copy.rows)} rows of {copy.tensor!r}; "
-                    f"{copy.destination} has {expected[row_dim]}"
-                )
-            expected[row_dim] = len(taken[copy.tensor])
         found = list(checkpoint.shape(copy.tensor))
         if found != expected:
             raise CheckpointError(
                 f"{checkpoint.file_of(copy.tensor)}: tensor {copy.tensor!r} has shape {found}; "
                 f"{copy.destination} needs {expected}; check that config.json belongs to these weights"
             )
-        if row_dim is not None and sorted(taken[copy.tensor]) != list(range(found[row_dim])):
+        if row_dim is not None and sorted(taken[copy.tensor]) != list(range(len(taken[copy.tensor]))):
             raise CheckpointError(f"the weight map does not use each row of {copy.tensor!r} exactly once")
 
 
-def _check_filled(model: nn.Module, copies: Sequence[_Copy]) -> None:
+def _check_rows(copy: TensorCopy) -> None:
+    rows, target = len(copy.rows()), copy.slot.target.shape[copy.slot.output_dim or 0]
+    if copy.elements(rows, copy.slot.outputs_per_element) != target:
+        raise CheckpointError(
+            f"the weight map takes {rows} rows of {copy.tensor!r}; "
+            f"{copy.destination} has {target * copy.slot.outputs_per_element}"
+        )
+
+
+def _check_filled(model: nn.Module, copies: Sequence[TensorCopy]) -> None:
     """Every parameter must be covered by the copies into its memory."""
     filled: dict[int, int] = {}
     for copy in copies:

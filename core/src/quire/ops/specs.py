@@ -6,6 +6,10 @@ from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.specs import AttentionBackendSpec, OpSpec
 
 _ELEMENTWISE = "(Tensor x) -> Tensor"
+_WEIGHT_ONLY = (
+    "(Tensor x, Tensor weight, Tensor scales, Tensor? zeros, Tensor? input_order, Tensor? bias, "
+    "int out_features) -> Tensor"
+)
 
 
 def core_op_specs() -> list[OpSpec]:
@@ -25,6 +29,14 @@ def core_op_specs() -> list[OpSpec]:
             "quire.ops.rotary:rotary",
         ),
         OpSpec("silu_and_mul", _ELEMENTWISE, "quire.ops.activation:silu_and_mul"),
+        OpSpec("w4a16_linear", _WEIGHT_ONLY, "quire.ops.tiled_linear:w4a16_linear"),
+        OpSpec("w8a16_linear", _WEIGHT_ONLY, "quire.ops.tiled_linear:w8a16_linear"),
+        OpSpec(
+            "w8a8_linear",
+            "(Tensor x, Tensor weight, Tensor scales, Tensor? input_scale, Tensor? bias, int out_features)"
+            " -> Tensor",
+            "quire.ops.tiled_linear:w8a8_linear",
+        ),
         *(OpSpec(name, _ELEMENTWISE, f"quire.ops.activation:{name}") for name in activations),
     ]
 

@@ -6,9 +6,9 @@ from typing import get_args
 
 from quire.api.batch import DTypeName
 from quire.api.errors import PluginError
-from quire.api.specs import Capabilities, Placement, PluginInfo
+from quire.api.specs import AttentionBackendSpec, Capabilities, OpImplSpec, Placement, PluginInfo
 
-_TUPLES_OF_SPECS = ("quant_methods", "methods")
+_TUPLES_OF_SPECS = ("quant_methods", "aliases", "methods")
 _FLAGS_OF_CAPABILITIES = ("tensor_parallel", "sliding_windows", "drafts", "prefix_caching", "chunked_prefill")
 _TEXTS_OF_SPECS = ("help", "op", "schema")
 
@@ -49,7 +49,10 @@ def check_spec(spec: object, name: object) -> None:
             raise PluginError(
                 f"{kind} {name!r}: {field} is {factory!r}, expected 'module:attribute' or a callable"
             )
-    if not callable(getattr(spec, "supports", len)):
+    supports = getattr(spec, "supports", None)
+    if not (
+        callable(supports) or (supports is None and not isinstance(spec, OpImplSpec | AttentionBackendSpec))
+    ):
         raise PluginError(f"{kind} {name!r}: supports is no function")
     for field in _TUPLES_OF_SPECS:
         _check_names(f"{kind} {name!r}: {field}", getattr(spec, field, ()))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from quire.testing.op_suite import OpConformance
     from quire.testing.policy_suite import PolicyConformance
     from quire.testing.processor_suite import LogitsProcessorConformance
+    from quire.testing.quantization_base import PackedLinear
+    from quire.testing.quantization_suite import QuantizationConformance
 
 __all__ = [
     "AttentionBackendConformance",
@@ -29,7 +31,9 @@ __all__ = [
     "ModelConformance",
     "OpCase",
     "OpConformance",
+    "PackedLinear",
     "PolicyConformance",
+    "QuantizationConformance",
     "check_plugin",
 ]
 
@@ -42,7 +46,9 @@ _MODULES = {
     "ModelConformance": "model_engine_suite",
     "OpCase": "op_cases",
     "OpConformance": "op_suite",
+    "PackedLinear": "quantization_base",
     "PolicyConformance": "policy_suite",
+    "QuantizationConformance": "quantization_suite",
     "check_plugin": "check",
 }
 

@@ -13,6 +13,7 @@ from quire.api.specs import (
     ModelSpec,
     OpImplSpec,
     PolicySpec,
+    QuantizationSpec,
     Registration,
 )
 from quire.execution.device import detect_device
@@ -26,6 +27,7 @@ from quire.testing.model_engine_suite import ModelConformance
 from quire.testing.op_suite import OpConformance
 from quire.testing.policy_suite import PolicyConformance
 from quire.testing.processor_suite import LogitsProcessorConformance
+from quire.testing.quantization_suite import OnTheFlyConformance
 
 _DTYPES: tuple[DTypeName, ...] = ("float64", "float32", "bfloat16", "float16")
 _CORE = "core"
@@ -123,6 +125,21 @@ def _processor(host: PluginHost, entry: NamedRegistration) -> type[Conformance] 
     )
 
 
+def _quantization(host: PluginHost, entry: NamedRegistration) -> type[Conformance] | str:
+    spec = cast(QuantizationSpec, entry.registration.spec)
+    if spec.quant_methods:
+        return (
+            "how its checkpoints store a weight only its author knows: write a test file with "
+            "QuantizationConformance and its `pack`"
+        )
+    return _suite(
+        OnTheFlyConformance,
+        spec=spec,
+        ops=ops_beside(host, entry.registration.plugin),
+        options=host.options(entry.registration.plugin),
+    )
+
+
 def _supported(registration: Registration) -> tuple[tuple[DTypeName, ...], str]:
     """The dtypes that it supports on this CPU, and why not another."""
     device = detect_device("cpu")
@@ -143,5 +160,6 @@ _MAKERS: Mapping[str, SuiteMaker] = {
     "op": _op,
     "op implementation": _op_implementation,
     "policy": _policy,
+    "quantization": _quantization,
     "logits processor": _processor,
 }

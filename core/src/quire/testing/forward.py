@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -13,10 +14,14 @@ from torch import Tensor
 from quire.api.batch import DTypeName, ForwardBatch
 from quire.api.errors import PromptError
 from quire.api.protocols import ModelFactory
+from quire.api.quantization import QuantizationRequest
+from quire.engine.quantization import choose_method
 from quire.execution.device import detect_device
 from quire.execution.model_builder import BuildSettings, BuiltModel, build_model
 from quire.loading.checkpoint import open_checkpoint
 from quire.loading.hf_config import architectures_of, read_hf_config
+from quire.loading.linear_assignment import AssignedModule, LinearAssignment
+from quire.loading.quantization_config import read_quantization_config
 from quire.loading.weight_map import load_weights
 from quire.ops.backend_choice import BackendRequest, choose_attention_backend
 from quire.ops.table import OpTable
@@ -30,6 +35,9 @@ class SequenceForward:
 
     Weights, ops and attention go through the path of the engine. The sequence's blocks lie in the
     cache in reverse, so that a model that confuses positions and slots fails.
+
+    Attributes:
+        modules: how each module is kept, where a quantization method serves the checkpoint.
     """
 
     def __init__(
@@ -40,6 +48,7 @@ class SequenceForward:
         max_len: int = 256,
         device: str = "cpu",
         host: PluginHost | None = None,
+        quantization: str | None = None,
     ) -> None:
         """Build and load the model.
 
@@ -49,6 +58,7 @@ class SequenceForward:
             max_len: longest sequence.
             device: as `quire.execution.device.detect_device` takes it.
             host: the plugins; by default the installed ones.
+            quantization: as the setting of that name.
         """
         host = host or PluginHost.discover()
         hf_config = read_hf_config(folder)
@@ -61,14 +71,19 @@ class SequenceForward:
             host.attention_backends.registrations(), request, resolve_factory
         )
         op_registrations = [*host.ops.registrations(), *host.op_impls.registrations()]
+        ops = OpTable(op_registrations, info, dtype, resolve_factory)
         settings = BuildSettings(
-            dtype=dtype,
-            device=info,
-            ops=OpTable(op_registrations, info, dtype, resolve_factory),
-            attention_backend=self._backend,
-            max_model_len=max_len,
+            dtype=dtype, device=info, ops=ops, attention_backend=self._backend, max_model_len=max_len
         )
-        load = partial(load_weights, checkpoint=open_checkpoint(folder), progress=lambda done, total: None)
+        checkpoint = open_checkpoint(folder)
+        stored = QuantizationRequest(read_quantization_config(folder, hf_config), info, dtype)
+        chosen = choose_method(quantization, host, stored, ops)
+        self.modules: list[AssignedModule] = []
+        if chosen is not None:
+            assignment = LinearAssignment(chosen.method, checkpoint)
+            self.modules = assignment.modules
+            settings = replace(settings, assign_linears=assignment)
+        load = partial(load_weights, checkpoint=checkpoint, progress=lambda done, total: None)
         self.built: BuiltModel = build_model(factory, factory.parse_config(hf_config), settings, load)
         num_blocks = -(-max_len // _BLOCK_SIZE)
         self.built.allocate_kv_caches(num_blocks, _BLOCK_SIZE)
@@ -126,7 +141,13 @@ class SequenceForward:
 
 
 def full_logits(
-    folder: Path, token_ids: Sequence[int], dtype: DTypeName = "float32", *, host: PluginHost | None = None
+    folder: Path,
+    token_ids: Sequence[int],
+    dtype: DTypeName = "float32",
+    *,
+    host: PluginHost | None = None,
+    quantization: str | None = None,
 ) -> Tensor:
     """Logits [T, V] of a prompt in one pass, on the CPU; builds and loads the model anew."""
-    return SequenceForward(folder, dtype, max_len=len(token_ids), host=host).logits(token_ids)
+    model = SequenceForward(folder, dtype, max_len=len(token_ids), host=host, quantization=quantization)
+    return model.logits(token_ids)

@@ -31,7 +31,7 @@ def model_traits(model: Model, config: ModelConfig) -> list[str]:
     if any(name.endswith("bias") for name, _ in module.named_parameters()):
         traits["bias"] = None
     heads = [part for part in module.modules() if isinstance(part, LMHead)]
-    traits.update({"tied" if head.weights is None else "untied": None for head in heads})
+    traits.update({"tied" if head.is_tied else "untied": None for head in heads})
     return list(traits)
 
 

@@ -27,6 +27,7 @@ from quire.api.specs import (
     OpSpec,
     PluginInfo,
     PolicySpec,
+    QuantizationSpec,
 )
 from quire.engine.build import build_engine
 from quire.engine.engine import Engine
@@ -53,6 +54,7 @@ class ServedModel:
     backend: FactoryRef | None = None
     policies: tuple[PolicySpec, ...] = ()
     processors: tuple[LogitsProcessorSpec, ...] = ()
+    quantizations: tuple[QuantizationSpec, ...] = ()
     options: object = None
 
     def host(self, watched: WatchedAttention | None = None) -> PluginHost:
@@ -87,6 +89,11 @@ class SuitePlugin:
     def quire_register_ops(self) -> list[OpSpec | OpImplSpec]:
         """See the hook specification."""
         return list(self._served.ops)
+
+    @hookimpl
+    def quire_register_quantizations(self) -> list[QuantizationSpec]:
+        """See the hook specification."""
+        return list(self._served.quantizations)
 
     @hookimpl
     def quire_register_attention_backends(self) -> list[AttentionBackendSpec]:

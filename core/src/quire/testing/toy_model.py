@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from quire.api.batch import ForwardBatch
-from quire.api.hf_config import require_int
+from quire.api.hf_config import optional_int, require_int
 from quire.api.protocols import AttentionParams, BuildContext
 from quire.api.specs import WeightMap, WeightPart
 
 ARCHITECTURE = "QuireToyForCausalLM"
 VOCAB_SIZE = 61
 MAX_LEN = 64
-_HEADS, _HEAD_SIZE = 2, 8
-_SIZE = _HEADS * _HEAD_SIZE
+_HEADS, _SIZE = 2, 16
 
 
 @dataclass(slots=True, frozen=True)
@@ -27,6 +26,7 @@ class ToyConfig:
     """Its shape."""
 
     vocab_size: int
+    hidden_size: int = _SIZE
     max_position_embeddings: int = MAX_LEN
     num_attention_heads: int = _HEADS
 
@@ -39,10 +39,11 @@ class ToyConfig:
 class ToyLayer(nn.Module):
     """Attention, added to the stream."""
 
-    def __init__(self, ctx: BuildContext) -> None:
+    def __init__(self, size: int, ctx: BuildContext) -> None:
         super().__init__()
-        self.qkv = ctx.linear(_SIZE, {"q": _SIZE, "k": _SIZE, "v": _SIZE})
-        params = AttentionParams(_HEADS, _HEADS, _HEAD_SIZE, _HEAD_SIZE**-0.5, alibi_slopes=(0.5, 0.1))
+        self.qkv = ctx.linear(size, {"q": size, "k": size, "v": size})
+        head_size = size // _HEADS
+        params = AttentionParams(_HEADS, _HEADS, head_size, head_size**-0.5, alibi_slopes=(0.5, 0.1))
         self.attention = ctx.attention(params)
 
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
@@ -57,9 +58,9 @@ class ToyModel(nn.Module):
 
     def __init__(self, config: ToyConfig, ctx: BuildContext) -> None:
         super().__init__()
-        self.embedding = ctx.embedding(config.vocab_size, _SIZE)
-        self.layers = ctx.layers(1, lambda index: ToyLayer(ctx))
-        self.lm_head = ctx.lm_head(_SIZE, config.vocab_size)
+        self.embedding = ctx.embedding(config.vocab_size, config.hidden_size)
+        self.layers = ctx.layers(1, lambda index: ToyLayer(config.hidden_size, ctx))
+        self.lm_head = ctx.lm_head(config.hidden_size, config.vocab_size)
 
     def embed(self, batch: ForwardBatch) -> Tensor:
         """See Model."""
@@ -78,7 +79,10 @@ class ToyModel(nn.Module):
     @staticmethod
     def parse_config(hf_config: Mapping[str, object]) -> ToyConfig:
         """See ModelFactory."""
-        return ToyConfig(require_int(hf_config, "vocab_size", minimum=1))
+        return ToyConfig(
+            require_int(hf_config, "vocab_size", minimum=1),
+            optional_int(hf_config, "hidden_size", minimum=2) or _SIZE,
+        )
 
     @staticmethod
     def weight_map(config: ToyConfig) -> WeightMap:
@@ -91,16 +95,38 @@ class ToyModel(nn.Module):
         return WeightMap(modules, num_layers=1)
 
 
-def write_toy_checkpoint(folder: Path, *, vocab_size: int = VOCAB_SIZE, seed: int = 0) -> Path:
-    """Write config.json and random safetensors of a toy model; returns the folder."""
+def toy_tensors(
+    *, vocab_size: int = VOCAB_SIZE, hidden_size: int = _SIZE, seed: int = 0
+) -> dict[str, Tensor]:
+    """Random weights of a toy model, by name."""
+    random = torch.Generator().manual_seed(seed)
+    shapes = {"embedding": (vocab_size, hidden_size), "lm_head": (vocab_size, hidden_size)}
+    shapes |= {f"layers.0.{part}": (hidden_size, hidden_size) for part in ("q", "k", "v")}
+    return {f"{name}.weight": torch.randn(shape, generator=random) for name, shape in shapes.items()}
+
+
+def write_toy_checkpoint(
+    folder: Path,
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    seed: int = 0,
+    tensors: Mapping[str, Tensor] | None = None,
+    config: Mapping[str, object] | None = None,
+) -> Path:
+    """Write config.json and safetensors of a toy model; returns the folder.
+
+    Args:
+        folder: made when missing.
+        vocab_size: of random weights.
+        seed: of random weights.
+        tensors: other weights.
+        config: further fields of config.json.
+    """
     from safetensors.torch import save_file
 
-    random = torch.Generator().manual_seed(seed)
-    shapes = {"embedding": (vocab_size, _SIZE), "lm_head": (vocab_size, _SIZE)}
-    shapes |= {f"layers.0.{part}": (_SIZE, _SIZE) for part in ("q", "k", "v")}
-    tensors = {f"{name}.weight": torch.randn(shape, generator=random) for name, shape in shapes.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {"architectures": [ARCHITECTURE], "vocab_size": vocab_size, "dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    stored = dict(tensors or toy_tensors(vocab_size=vocab_size, seed=seed))
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    fields = {"architectures": [ARCHITECTURE], "vocab_size": vocab_size, "dtype": "float32", **(config or {})}
+    (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     return folder

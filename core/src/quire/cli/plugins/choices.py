@@ -11,11 +11,20 @@ from typing import cast
 
 from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.errors import PluginError, QuireError
-from quire.api.specs import AttentionBackendSpec, FactoryRef, OpImplSpec, OpSpec, Registration
+from quire.api.quantization import QuantizationRequest
+from quire.api.specs import (
+    AttentionBackendSpec,
+    FactoryRef,
+    OpImplSpec,
+    OpSpec,
+    QuantizationSpec,
+    Registration,
+)
 from quire.cli.tables import table
 from quire.ops.support import origin, refusal_of
 from quire.ops.table import OpCandidate, OpDescription, OpTable, outranked
 from quire.plugins import PluginHost, resolve_factory
+from quire.plugins.quantization_choice import choose_quantization, claim_order
 
 DTYPES: tuple[DTypeName, ...] = typing.get_args(DTypeName)
 
@@ -27,6 +36,8 @@ class Choices:
     Attributes:
         ops: each with its implementations, the best first.
         attention: the backends, the best first; the one without a reason is chosen.
+        quantization: by label, the methods in the order of their claims ("" on the fly); with a checkpoint only
+            those of its label, and why they do not serve it.
         problems: what is wrong with an implementation.
     """
 
@@ -34,6 +45,7 @@ class Choices:
     dtype: DTypeName
     ops: tuple[OpDescription, ...]
     attention: tuple[OpCandidate, ...]
+    quantization: dict[str, tuple[OpCandidate, ...]]
     problems: tuple[str, ...]
 
 
@@ -53,6 +65,16 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         default="cpu",
         help="auto, cpu, cuda or cuda:N (default: cpu)",
+    )
+
+
+def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
+    """Declare `--checkpoint`."""
+    parser.add_argument(
+        "--checkpoint",
+        dest="asked_checkpoint",
+        metavar="MODEL",
+        help="a model folder or name: say which quantization method serves it, and why not the others",
     )
 
 
@@ -84,7 +106,8 @@ def choose(host: PluginHost, args: argparse.Namespace) -> Choices:
     if not any(candidate.reason is None for candidate in attention):
         problems.append(f"no attention backend serves {dtype} on {device.type}: install or enable one")
     problems += _import_problems(host, ops, attention)
-    return Choices(device, dtype, tuple(ops), tuple(attention), tuple(problems))
+    quantization = _quantization(host, getattr(args, "asked_checkpoint", None), device, dtype)
+    return Choices(device, dtype, tuple(ops), tuple(attention), quantization, tuple(problems))
 
 
 def describe_choices(choices: Choices) -> list[str]:
@@ -97,7 +120,11 @@ def describe_choices(choices: Choices) -> list[str]:
         ("ATTENTION", "PRIORITY", "PLUGIN", "SERVES, OR WHY NOT"),
         [row[1:] for row in _rows("", choices.attention)],
     )
-    return [*lines, "", *backends]
+    methods = table(
+        ("LABEL", "QUANTIZATION", "PRIORITY", "PLUGIN", "SERVES, OR WHY NOT"),
+        [row for label, claims in choices.quantization.items() for row in _rows(label or "(none)", claims)],
+    )
+    return [*lines, "", *backends, *(["", *methods] if choices.quantization else [])]
 
 
 def choices_json(choices: Choices) -> dict[str, object]:
@@ -114,6 +141,10 @@ def choices_json(choices: Choices) -> dict[str, object]:
             for entry in choices.ops
         },
         "attention": [dataclasses.asdict(candidate) for candidate in choices.attention],
+        "quantization": {
+            label: [dataclasses.asdict(claim) for claim in claims]
+            for label, claims in choices.quantization.items()
+        },
     }
 
 
@@ -152,6 +183,43 @@ def _attention(
             reason = outranked(chosen.name, chosen.priority, spec.priority)
         candidates.append(OpCandidate(spec.name, owner, spec.priority, reason))
     return candidates
+
+
+def _quantization(
+    host: PluginHost, checkpoint: str | None, device: DeviceInfo, dtype: DTypeName
+) -> dict[str, tuple[OpCandidate, ...]]:
+    registrations = host.quantizations.registrations()
+    if checkpoint is None:
+        return {
+            label: tuple(
+                _claim(entry, _claim_note(entry, index, label)) for index, entry in enumerate(entries)
+            )
+            for label, entries in claim_order(registrations).items()
+        }
+    from quire.loading.hf_config import read_hf_config
+    from quire.loading.quantization_config import read_quantization_config
+    from quire.loading.resolve import resolve_model_folder
+
+    folder = resolve_model_folder(checkpoint, None, host.resolve_model)
+    config = read_quantization_config(folder, read_hf_config(folder))
+    choice = choose_quantization(registrations, QuantizationRequest(config, device, dtype), None)
+    if choice is None:
+        return {}
+    return {
+        choice.label or "": tuple(_claim(claim.registration, claim.reason) for claim in choice.claims),
+    }
+
+
+def _claim(entry: Registration, reason: str | None) -> OpCandidate:
+    spec = cast(QuantizationSpec, entry.spec)
+    return OpCandidate(spec.name, origin(entry), spec.priority, reason)
+
+
+def _claim_note(entry: Registration, index: int, label: str) -> str:
+    name = cast(QuantizationSpec, entry.spec).name
+    if not label:
+        return f"quantizes while loading: quantization={name!r}"
+    return "asked first" if index == 0 else "asked where those before refuse the checkpoint"
 
 
 def _import_problems(

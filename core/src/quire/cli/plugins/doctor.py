@@ -8,7 +8,7 @@ import json
 
 from quire.api.hookspecs import HOOK_API_VERSION
 from quire.cli.plugin_flags import plugin_settings
-from quire.cli.plugins.choices import add_device_flags, choices_json, describe_choices
+from quire.cli.plugins.choices import add_checkpoint_flag, add_device_flags, choices_json, describe_choices
 from quire.cli.plugins.diagnosis import Diagnosis, diagnose
 from quire.cli.plugins.listing import describe_record
 from quire.cli.plugins.metadata import api_range
@@ -23,13 +23,14 @@ class DoctorAction:
     name = "doctor"
     help = (
         "what was discovered, what is off and why, import times, clashing versions, stale metadata, "
-        "and what serves ops and attention here; status 1 when something is wrong"
+        "and what serves ops, attention and quantized checkpoints here; status 1 when something is wrong"
     )
     has_plugin_flags = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """What is asked about, and the output's form."""
         add_device_flags(parser)
+        add_checkpoint_flag(parser)
         parser.add_argument("--json", action="store_true", help="print one JSON document")
 
     def run(self, args: argparse.Namespace) -> int:
