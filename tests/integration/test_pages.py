@@ -17,7 +17,16 @@ from quire.cli.main import main
 
 HOW_TO = sorted(page for page in (ROOT / "docs" / "how-to").glob("*.md") if titled_blocks(page))
 TUTORIAL = ROOT / "docs" / "tutorial" / "a-new-architecture.md"
-KINDS = ("model", "op", "attention-backend", "policy", "logits-processor", "observer", "command")
+KINDS = (
+    "model",
+    "op",
+    "attention-backend",
+    "policy",
+    "quantization",
+    "logits-processor",
+    "observer",
+    "command",
+)
 
 
 def run(folder: Path, source: Path, *arguments: str, status: int = 0) -> str:

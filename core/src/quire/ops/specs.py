@@ -37,6 +37,12 @@ def core_op_specs() -> list[OpSpec]:
             " -> Tensor",
             "quire.ops.tiled_linear:w8a8_linear",
         ),
+        OpSpec(
+            "fp8_linear",
+            "(Tensor x, Tensor weight, Tensor scales, Tensor? input_scale, bool quantize_input, Tensor? bias, "
+            "int block_rows, int block_columns) -> Tensor",
+            "quire.ops.fp8_linear:fp8_linear",
+        ),
         *(OpSpec(name, _ELEMENTWISE, f"quire.ops.activation:{name}") for name in activations),
     ]
 

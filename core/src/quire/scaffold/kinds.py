@@ -26,6 +26,7 @@ KINDS: Final[Mapping[str, ScaffoldKind]] = MappingProxyType(
     {
         "model": ScaffoldKind("A model architecture for Quire", ("pytest>=8", "transformers>=5.17")),
         "op": ScaffoldKind("An op for Quire, with its reference and a faster implementation"),
+        "quantization": ScaffoldKind("A quantization method for Quire", has_suite=False),
         "policy": ScaffoldKind("A scheduling policy for Quire"),
         "logits-processor": ScaffoldKind("A logits processor for Quire"),
         "observer": ScaffoldKind("An observer of Quire's engine", has_suite=False),
@@ -35,7 +36,6 @@ KINDS: Final[Mapping[str, ScaffoldKind]] = MappingProxyType(
 
 LATER_KINDS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "quantization": "the protocol of quantization methods is not settled yet",
         "drafter": "the protocol of drafters is not settled yet",
     }
 )

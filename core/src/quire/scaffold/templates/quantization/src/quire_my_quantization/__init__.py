@@ -1,0 +1,1 @@
+"""A quantization method for Quire."""
