@@ -69,9 +69,10 @@ class Bench:
             "max_num_batched_tokens": self.args.max_num_batched_tokens,
             "max_num_seqs": max_num_seqs,
             "max_model_len": max_model_len,
+            "model": str(self.model),
             **keywords,
         }
-        return LLM(model=str(self.model), **settings)
+        return LLM(**settings)
 
     def write(self, results: dict[str, object]) -> None:
         """Print the results and write them with everything that they depend on."""

@@ -45,7 +45,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session")
 def quantized_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The model folder of a tool-made checkpoint of tests/data/checkpoints, by name."""
+    """The model folder of a tool-made checkpoint of tests/checkpoints, by name."""
     from quantized_checkpoints import assemble
 
     root = tmp_path_factory.mktemp("checkpoints")

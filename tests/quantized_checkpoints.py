@@ -1,4 +1,4 @@
-"""The tool-made checkpoints of tests/data/checkpoints, put together."""
+"""The tool-made checkpoints of tests/checkpoints, put together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-DATA = Path(__file__).parent / "data" / "checkpoints"
+DATA = Path(__file__).parent / "checkpoints"
 
 TOLERANCES = {
     "gptq-w4g128-sym": 5e-3,

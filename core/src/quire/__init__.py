@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from quire.api.outputs import RequestMetrics as RequestMetrics
     from quire.api.outputs import RequestOutput as RequestOutput
     from quire.api.request import SamplingParams as SamplingParams
+    from quire.engine.find_model import find_model as find_model
     from quire.engine.llm import LLM as LLM
+    from quire.loading.tokenizer import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
 
@@ -29,6 +31,8 @@ _HOMES = {
     "Logprob": "quire.api.outputs",
     "Metric": "quire.api.outputs",
     "RequestMetrics": "quire.api.outputs",
+    "Tokenizer": "quire.loading.tokenizer",
+    "find_model": "quire.engine.find_model",
 }
 
 __all__ = [
@@ -40,6 +44,8 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "Tokenizer",
+    "find_model",
 ]
 
 

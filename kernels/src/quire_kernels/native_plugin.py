@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from quire.api.hookspecs import hookimpl
 from quire.api.specs import AttentionBackendSpec, OpImplSpec, OpSpec, PluginInfo
+from quire_kernels.fp8_linear.support import fp8_refusal
 from quire_kernels.native.library import native_refusal
+from quire_kernels.w8a8_linear.support import int8_refusal
 
 
 @hookimpl
@@ -17,8 +19,12 @@ def quire_plugin_info() -> PluginInfo:
 def quire_register_ops() -> list[OpSpec | OpImplSpec]:
     """See the hook specification."""
     return [
-        OpImplSpec(op, "native", f"quire_kernels.{op}.native:{op}", native_refusal)
-        for op in ("rms_norm", "rotary", "silu_and_mul")
+        *(
+            OpImplSpec(op, "native", f"quire_kernels.{op}.native:{op}", native_refusal)
+            for op in ("rms_norm", "rotary", "silu_and_mul")
+        ),
+        OpImplSpec("fp8_linear", "native", "quire_kernels.fp8_linear.native:fp8_linear", fp8_refusal),
+        OpImplSpec("w8a8_linear", "native", "quire_kernels.w8a8_linear.native:w8a8_linear", int8_refusal),
     ]
 
 

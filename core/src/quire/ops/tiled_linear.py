@@ -90,14 +90,20 @@ def w8a8_linear(
 
 
 def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Inputs as w8a8_linear rounds them: int8 [T, K], and scales [T, 1] (or [1, 1]) in float32 or wider."""
+    """Inputs as w8a8_linear rounds them: int8 [T, K], and scales [T, 1] (or [1, 1]) in float32 or wider.
+
+    A row that holds NaN, or infinity where the scale is its own, has the scale NaN.
+    """
     values = x.to(_wide(x.dtype))
     if input_scale is None:
         scale = values.abs().amax(dim=1, keepdim=True) / 127.5
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     else:
         scale = input_scale.to(values.dtype).reshape(1, 1)
-    return (values / scale).round().clamp(-128, 127).to(torch.int8), scale
+    quotients = values / scale
+    lost = quotients.isnan()
+    rounded = quotients.masked_fill(lost, 0).round().clamp(-128, 127).to(torch.int8)
+    return rounded, torch.where(lost.any(dim=1, keepdim=True), torch.nan, scale)
 
 
 def dequantize_tiles(

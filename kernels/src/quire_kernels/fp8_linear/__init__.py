@@ -1,0 +1,1 @@
+"""Linear layers over 8-bit floats."""

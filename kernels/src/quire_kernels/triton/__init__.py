@@ -1,0 +1,1 @@
+"""The route of the GPU kernels: Triton, compiled for CUDA and ROCm on first use."""

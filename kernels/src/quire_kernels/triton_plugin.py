@@ -1,0 +1,40 @@
+"""Registers the Triton kernels. Imports only `quire.api`: Triton itself is imported where it serves."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.hookspecs import hookimpl
+from quire.api.specs import OpImplSpec, OpSpec, PluginInfo
+
+_OLDEST_CUDA = 80
+
+
+@hookimpl
+def quire_plugin_info() -> PluginInfo:
+    """See the hook specification."""
+    return PluginInfo(api=">=1,<2", description="Triton kernels for CUDA and ROCm, compiled on first use")
+
+
+@hookimpl
+def quire_register_ops() -> list[OpSpec | OpImplSpec]:
+    """See the hook specification."""
+    return [
+        OpImplSpec(op, "triton", f"quire_kernels.{op}.triton:{op}", triton_refusal)
+        for op in ("w4a16_linear", "w8a16_linear")
+    ]
+
+
+def triton_refusal(device: DeviceInfo, dtype: DTypeName) -> str | None:
+    """None where the Triton kernels serve, else the reason why not."""
+    if device.type != "cuda":
+        return f"needs a CUDA or ROCm device, not {device.type}"
+    if dtype not in ("bfloat16", "float16"):
+        return f"takes bfloat16 and float16 activations, not {dtype}"
+    for name in device.capabilities:
+        if name.startswith("sm_") and name[3:].isdecimal() and int(name[3:]) < _OLDEST_CUDA:
+            return f"needs compute capability sm_{_OLDEST_CUDA} or later, not {name}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install triton (torch for CUDA and ROCm brings it)"
+    return None

@@ -1,0 +1,1 @@
+"""Quantization methods: AWQ, GPTQ, compressed-tensors, SqueezeLLM, and int8 and int4 while loading."""

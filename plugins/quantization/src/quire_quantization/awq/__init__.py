@@ -1,0 +1,1 @@
+"""AWQ checkpoints: as they are, and repacked."""

@@ -1,0 +1,1 @@
+"""GPTQ checkpoints: as they are, and repacked."""

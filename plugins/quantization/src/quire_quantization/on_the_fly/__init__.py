@@ -1,0 +1,1 @@
+"""Quantizing 16-bit checkpoints while they are loaded."""

@@ -1,0 +1,1 @@
+"""`quire quantize`: writes quantized checkpoints, and says what they cost in loss."""

@@ -1,0 +1,1 @@
+"""SqueezeLLM checkpoints."""
