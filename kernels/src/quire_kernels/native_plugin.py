@@ -5,6 +5,7 @@ from __future__ import annotations
 from quire.api.hookspecs import hookimpl
 from quire.api.specs import AttentionBackendSpec, OpImplSpec, OpSpec, PluginInfo
 from quire_kernels.fp8_linear.support import fp8_refusal
+from quire_kernels.native.bfloat16 import bfloat16_refusal
 from quire_kernels.native.library import native_refusal
 from quire_kernels.w8a8_linear.support import int8_refusal
 
@@ -24,6 +25,10 @@ def quire_register_ops() -> list[OpSpec | OpImplSpec]:
             for op in ("rms_norm", "rotary", "silu_and_mul")
         ),
         OpImplSpec("fp8_linear", "native", "quire_kernels.fp8_linear.native:fp8_linear", fp8_refusal),
+        *(
+            OpImplSpec(op, "native", f"quire_kernels.{op}.native:{op}", bfloat16_refusal)
+            for op in ("w4a16_linear", "w8a16_linear")
+        ),
         OpImplSpec("w8a8_linear", "native", "quire_kernels.w8a8_linear.native:w8a8_linear", int8_refusal),
     ]
 

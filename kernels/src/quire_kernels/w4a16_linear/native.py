@@ -1,0 +1,23 @@
+"""The native implementation of `w4a16_linear`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from quire_kernels.native.weight_only import WeightOnlyLinear
+
+multiply = WeightOnlyLinear(4)
+"""The same with chosen instructions."""
+
+
+def w4a16_linear(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    input_order: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+) -> Tensor:
+    """See `quire.ops.tiled_linear.w4a16_linear`; bfloat16 on a CPU that multiplies it natively."""
+    return multiply(x, weight, scales, zeros, input_order, bias, out_features)
