@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,11 @@ class Scheme:
     outputs: int = 96
     input_activations: dict[str, object] | None = None
     scales_dtype: torch.dtype = torch.float16
+
+    @property
+    def has_order(self) -> bool:
+        """Whether inputs are in groups in an order of their own."""
+        return self.actorder in ("group", "dynamic")
 
     @property
     def weights(self) -> dict[str, object]:
@@ -99,20 +104,65 @@ def make_ct_layer(scheme: Scheme, seed: int = 0) -> Layer:
     return made
 
 
+def round_weight(scheme: Scheme, weight: Tensor, seed: int = 0) -> Layer:
+    """A weight [N, K], rounded to the nearest; `seed` is of the order of inputs with act-order."""
+    sized = replace(scheme, outputs=weight.shape[0], inputs=weight.shape[1])
+    exact = weight.double().numpy()
+    return (
+        _round_to_floats(sized, exact) if scheme.type == "float" else _round_to_integers(sized, exact, seed)
+    )
+
+
+def _round_to_floats(scheme: Scheme, exact: np.ndarray) -> Layer:
+    rows, columns = _block(scheme)
+    padded = np.pad(np.abs(exact), ((0, -scheme.outputs % rows), (0, -scheme.inputs % columns)))
+    largest = padded.reshape(padded.shape[0] // rows, rows, -1, columns).max(axis=(1, 3))
+    scales = torch.from_numpy(largest / 448).to(scheme.scales_dtype)
+    quotients = torch.from_numpy(exact) / _spread(scheme, scales)
+    return _pack_floats(scheme, quotients.clamp(-448, 448).to(torch.float8_e4m3fn), scales)
+
+
+def _round_to_integers(scheme: Scheme, exact: np.ndarray, seed: int) -> Layer:
+    groups, top, half = (
+        _groups(scheme, np.random.default_rng(seed)),
+        (1 << scheme.bits) - 1,
+        1 << (scheme.bits - 1),
+    )
+    members = [exact[:, groups == group] for group in range(groups.max() + 1)]
+    low, high = (np.stack([f(m) for m in members], 1) for f in (lambda m: m.min(1), lambda m: m.max(1)))
+    if scheme.symmetric:
+        high = np.maximum(high, -low)
+        low = -high
+    scales = torch.from_numpy((high - low) / top).to(scheme.scales_dtype)
+    steps = scales.double().numpy()
+    zeros = np.full(low.shape, half) if scheme.symmetric else np.rint(-low / steps).astype(np.int64)
+    integers = np.rint(exact / steps[:, groups]).astype(np.int64) + zeros[:, groups]
+    return _pack_integers(scheme, groups, np.clip(integers, 0, top), zeros, scales)
+
+
+def _groups(scheme: Scheme, rng: np.random.Generator) -> np.ndarray:
+    groups = np.arange(scheme.inputs) // (scheme.group_size if scheme.strategy == "group" else scheme.inputs)
+    return groups[rng.permutation(scheme.inputs)] if scheme.has_order else groups
+
+
 def _int_layer(scheme: Scheme, rng: np.random.Generator) -> Layer:
-    outputs, inputs, bits = scheme.outputs, scheme.inputs, scheme.bits
-    groups = np.arange(inputs) // (scheme.group_size if scheme.strategy == "group" else inputs)
-    count = groups[-1] + 1
-    if scheme.actorder in ("group", "dynamic"):
-        groups = groups[rng.permutation(inputs)]
-    size = (1,) if scheme.strategy == "tensor" else (outputs, count)
-    top, half = (1 << bits) - 1, 1 << (bits - 1)
+    groups = _groups(scheme, rng)
+    size = (1,) if scheme.strategy == "tensor" else (scheme.outputs, int(groups.max()) + 1)
+    top, half = (1 << scheme.bits) - 1, 1 << (scheme.bits - 1)
     zeros = np.full(size, half) if scheme.symmetric else rng.integers(0, top + 1, size)
-    integers = rng.integers(0, top + 1, (outputs, inputs))
+    integers = rng.integers(0, top + 1, (scheme.outputs, scheme.inputs))
     scales = torch.from_numpy(rng.uniform(0.01, 0.1, size)).to(scheme.scales_dtype)
-    full = np.broadcast_to(zeros, (outputs, count))[:, groups]
+    return _pack_integers(scheme, groups, integers, zeros, scales)
+
+
+def _pack_integers(
+    scheme: Scheme, groups: np.ndarray, integers: np.ndarray, zeros: np.ndarray, scales: Tensor
+) -> Layer:
+    outputs, inputs, bits = scheme.outputs, scheme.inputs, scheme.bits
+    size, half = (outputs, int(groups.max()) + 1), 1 << (bits - 1)
+    full = np.broadcast_to(zeros, size)[:, groups]
     weight = torch.from_numpy((integers - full).astype(np.float64))
-    weight *= scales.double().expand(outputs, count)[:, groups]
+    weight *= scales.double().expand(*size)[:, groups]
     tensors = {"weight_scale": scales}
     if scheme.format == "pack-quantized":
         tensors["weight_packed"] = pack_bits(integers, bits)
@@ -125,23 +175,36 @@ def _int_layer(scheme: Scheme, rng: np.random.Generator) -> Layer:
             pack_bits(zeros.T, bits).t() if is_packed else torch.from_numpy((zeros - half).astype(np.int8))
         )
         tensors["weight_zero_point"] = stored.contiguous()
-    if scheme.actorder in ("group", "dynamic"):
+    if scheme.has_order:
         tensors["weight_g_idx"] = torch.from_numpy(groups.astype(np.int32))
     return Layer(tensors, integers, weight)
+
+
+def _block(scheme: Scheme) -> tuple[int, int]:
+    """The outputs and inputs that share a scale."""
+    whole = {"tensor": (scheme.outputs, scheme.inputs), "channel": (1, scheme.inputs)}
+    return whole.get(scheme.strategy, scheme.block)
+
+
+def _spread(scheme: Scheme, scales: Tensor) -> Tensor:
+    """The scale of each weight, float64 [N, K]."""
+    rows, columns = _block(scheme)
+    return scales.double()[np.arange(scheme.outputs) // rows][:, np.arange(scheme.inputs) // columns]
 
 
 def _float_layer(scheme: Scheme, rng: np.random.Generator) -> Layer:
     outputs, inputs = scheme.outputs, scheme.inputs
     weight = torch.from_numpy(rng.normal(0, 40, (outputs, inputs))).to(torch.float8_e4m3fn)
-    rows, columns = {"tensor": (outputs, inputs), "channel": (1, inputs), "block": scheme.block}[
-        scheme.strategy
-    ]
+    rows, columns = _block(scheme)
     size = (-(-outputs // rows), -(-inputs // columns))
     scales = torch.from_numpy(rng.uniform(0.001, 0.01, size)).to(scheme.scales_dtype)
-    spread = scales.double()[np.arange(outputs) // rows][:, np.arange(inputs) // columns]
+    return _pack_floats(scheme, weight, scales)
+
+
+def _pack_floats(scheme: Scheme, weight: Tensor, scales: Tensor) -> Layer:
     stored = scales.reshape(1) if scheme.strategy == "tensor" else scales
     tensors = {"weight": weight, "weight_scale": stored}
-    return Layer(tensors, np.empty(0), weight.double() * spread)
+    return Layer(tensors, np.empty(0), weight.double() * _spread(scheme, scales))
 
 
 def round_inputs(x: Tensor, scheme: Scheme, input_scale: Tensor | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -95,8 +95,18 @@ def make_layer(layout: Layout, seed: int = 0) -> Layer:
 def round_to_nearest(layout: Layout, seed: int = 0) -> Layer:
     """Normally distributed weights, rounded group by group between the least and the largest."""
     rng = np.random.default_rng(seed)
-    groups, half, top = _groups(layout, rng), 1 << (layout.bits - 1), (1 << layout.bits) - 1
-    weights = rng.normal(0, 0.05, (layout.inputs, layout.outputs))
+    groups = _groups(layout, rng)
+    return _round(layout, rng.normal(0, 0.05, (layout.inputs, layout.outputs)), groups)
+
+
+def round_weight(layout: Layout, weight: Tensor, seed: int = 0) -> Layer:
+    """The same of a weight [N, K]; `seed` is of the order of inputs with act-order."""
+    sized = replace(layout, inputs=weight.shape[1], outputs=weight.shape[0])
+    return _round(sized, weight.double().numpy().T, _groups(sized, np.random.default_rng(seed)))
+
+
+def _round(layout: Layout, weights: np.ndarray, groups: np.ndarray) -> Layer:
+    half, top = 1 << (layout.bits - 1), (1 << layout.bits) - 1
     members = [weights[groups == group] for group in range(int(groups.max()) + 1)]
     low, high = (np.stack([f(m) for m in members]) for f in (lambda m: m.min(0), lambda m: m.max(0)))
     if layout.sym:

@@ -23,6 +23,11 @@ from quire.loading.quantization_config import read_quantization_config
         ({}, {"quantize_config.json": {"bits": 4, "group_size": 128}}, "gptq"),
         ({}, {"quantize_config.json": {"quant_method": "awq"}}, "awq"),
         ({}, {"quant_config.json": {"w_bit": 4, "q_group_size": 64}}, "awq"),
+        ({}, {"quant_config.json": {"q_group_size": 64}}, "awq"),
+        ({}, {"quant_config.json": {"wbits": 4}}, "squeezellm"),
+        ({"quantization_config": {"wbits": 4}}, {}, "squeezellm"),
+        ({}, {"quantize_config.json": {"zero_point": True, "w_bit": 4}}, "awq"),
+        ({}, {"quant_config.json": {"bits": 4, "desc_act": True}}, "gptq"),
         (
             {"quantization_config": {"quant_method": "awq"}},
             {"quantize_config.json": {"quant_method": "gptq"}},

@@ -142,7 +142,9 @@ def test_a_config_of_other_groups_is_refused(quantized_checkpoint: Checkpoint, t
     folder = respelled(
         quantized_checkpoint(NAME), tmp_path, {"quant_method": "awq", "bits": 4, "group_size": 64}
     )
-    message = r"layers\.0\.self_attn\.q_proj\.scales is float16 \[2, 256\], expected float16 \[4, 256\]"
+    message = (
+        r"layers\.0\.self_attn\.q_proj: tensor 'scales' is float16 \[2, 256\], expected float16 \[4, 256\]"
+    )
     with pytest.raises(QuantizationError, match=message):
         SequenceForward(folder, host=host_of(METHODS["awq-marlin"]))
 

@@ -43,9 +43,9 @@ CONFIGS = {
     "pack_dtype": ({"pack_dtype": "int8"}, r"pack_dtype='int8'; version 'gemm' packs into int32"),
     "zero_point": ({"zero_point": "yes"}, r"zero_point='yes' must be true or false"),
     "skipped": ({"modules_to_not_convert": "lm_head"}, r"modules_to_not_convert='lm_head' must be a list"),
-    "dynamic list": ({"dynamic": ["a"]}, r"dynamic=\['a'\] must map patterns"),
-    "dynamic pattern": ({"dynamic": {"+:(": {}}}, r"dynamic '\+:\(' is no regular expression"),
-    "dynamic rule": ({"dynamic": {"+:a": 3}}, r"dynamic '\+:a' has 3; it must be an object"),
+    "dynamic list": ({"dynamic": ["a"]}, r"dynamic=\['a'\]: it must map regular expressions"),
+    "dynamic pattern": ({"dynamic": {"+:(": {}}}, r"dynamic has '\+:\(', which is no regular expression"),
+    "dynamic rule": ({"dynamic": {"+:a": 3}}, r"dynamic\['\+:a'\]=3: it must be a JSON object"),
 }
 
 
@@ -65,9 +65,9 @@ def test_first_rule_of_dynamic_decides() -> None:
         "d": {"bits": 8},
     }
     config = parse_config({"quant_method": "awq", "dynamic": rules})
-    assert config.skip_reason("a.b") == "dynamic leaves out 'a'"
+    assert config.skip_reason("a.b") == "dynamic has '-:a'"
     assert [config.group_size_of(name, 512) for name in ("a", "b.c", "c", "x.b")] == [128, 64, 512, 128]
-    with pytest.raises(QuantizationError, match=r"dynamic 'd': bits=8; AWQ is served with 4 bits only"):
+    with pytest.raises(QuantizationError, match=r"dynamic\['d'\]: bits=8; AWQ is served with 4 bits only"):
         config.group_size_of("d", 512)
 
 
@@ -87,7 +87,8 @@ def refusal(
 @pytest.mark.parametrize("suffix", ["qweight", "scales", "qzeros"])
 def test_missing_tensors(tmp_path: Path, version: str, suffix: str) -> None:
     caught = refusal(tmp_path, AwqLayout(version), {suffix: None})
-    assert caught.match(rf"model\.a: the checkpoint lacks model\.a\.{suffix} \(it has .*\); fetch it again")
+    lacks = f"lacks the module's tensor '{suffix}', expected .*; found .*: .*fetch the"
+    assert caught.match(rf"model\.a: the checkpoint {lacks}")
 
 
 @pytest.mark.parametrize("version", ["gemm", "gemv", "gemv_fast"])
@@ -99,7 +100,7 @@ def test_truncated_tensors(tmp_path: Path, version: str, suffix: str, dim: int) 
     cut = tensor.narrow(dim, 0, tensor.shape[dim] - 1).contiguous()
     caught = refusal(tmp_path, layout, {suffix: cut})
     found = rf"{str(cut.dtype)[6:]} \[{cut.shape[0]}, {cut.shape[1]}\]"
-    assert caught.match(rf"tensor model\.a\.{suffix} is {found}, expected ")
+    assert caught.match(rf"model\.a: tensor '{suffix}' is {found}, expected ")
 
 
 @pytest.mark.parametrize("version", ["gemm", "gemv", "gemv_fast"])
@@ -108,13 +109,15 @@ def test_dtypes(tmp_path: Path, version: str, suffix: str) -> None:
     layout = AwqLayout(version)
     wrong = torch.zeros(make_awq_layer(layout).tensors[suffix].shape, dtype=torch.int64)
     caught = refusal(tmp_path, layout, {suffix: wrong})
-    assert caught.match(rf"tensor model\.a\.{suffix} is int64 \[\d+, \d+\], expected .*(int32|int16|float16)")
+    assert caught.match(
+        rf"model\.a: tensor '{suffix}' is int64 \[\d+, \d+\], expected .*(int32|int16|float16)"
+    )
 
 
 @pytest.mark.parametrize(("stored", "label"), [("gemm", "gemv"), ("gemv", "gemm"), ("gemv_fast", "gemm")])
 def test_another_layout_than_the_label_is_named(tmp_path: Path, stored: str, label: str) -> None:
     caught = refusal(tmp_path, AwqLayout(stored), {}, version=label)
-    assert caught.match(rf"qweight is .*the weight is stored as version {stored} has it: mend `version`")
+    assert caught.match(rf"'qweight' is .*the weight is stored as version {stored} has it: mend `version`")
 
 
 def test_both_kinds_of_weights(tmp_path: Path) -> None:
@@ -124,7 +127,9 @@ def test_both_kinds_of_weights(tmp_path: Path) -> None:
 
 def test_nothing_stored() -> None:
     module = StoredModule("model.a", {}, 256, 96)
-    with pytest.raises(QuantizationError, match=r"lacks model.a.qweight, model.a.scales, .*it has nothing"):
+    with pytest.raises(
+        QuantizationError, match="lacks the module's tensor 'scales', .*found none of its tensors"
+    ):
         method_of(AwqLayout().config(), plugins=BOTH).choose(module)
 
 

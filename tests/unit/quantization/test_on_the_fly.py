@@ -20,11 +20,10 @@ from quire.api.quantization import QuantizationContext, QuantizationRequest, Sto
 from quire.execution.device import detect_device
 from quire.nn.linear import Linear, LinearMethod, LinearShape
 from quire.nn.linear_method import WholeLinear
-from quire.ops.specs import core_op_specs
 from quire.ops.table import OpTable
 from quire.plugins import PluginHost, resolve_factory
-from quire.testing import OnTheFlyConformance
 from quire.testing.forward import full_logits
+from quire.testing.quantization_suite import OnTheFlyConformance
 from quire.testing.tiny_models import write_tiny_gpt2, write_tiny_llama, write_tiny_mpt, write_tiny_qwen2
 from quire_quantization.on_the_fly import int4_plugin, int8_plugin
 from quire_quantization.on_the_fly.int4 import Int4Method, Int4Quantization, dividing_group_size
@@ -69,6 +68,8 @@ class TestInt4(OnTheFlyConformance):
 
 class TestInt4WithZeros(TestInt4):
     options = Int4Options(group_size=64, symmetric=False)
+    tolerances: ClassVar = dict.fromkeys(("float64", "float32", "bfloat16"), 0.1)
+    max_bytes_ratio = 0.14
 
 
 def shape_of(parts: dict[str, int], inputs: int, whole: WholeLinear | None = None) -> LinearShape:
@@ -123,7 +124,7 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 def test_int8_integers_by_hand() -> None:
     weight = torch.tensor(
         [
-            [1.27, -1.27, 0.014, 0.016, 0.0, -0.014, 0.635, -0.01],
+            [1.27, -1.27, 0.014, 0.016, 0.0, -0.014, 0.634, -0.01],
             [0.0] * 8,
             [-254.0, 127, 1, 3, -1, -3, 2, 0],  # ties go to the even integer
         ]
@@ -433,7 +434,7 @@ def test_answers_and_summary_of_the_embedded_model(name: str, caplog: pytest.Log
         answers[setting] = runs[0]
     same = sum(found == wanted for found, wanted in zip(answers[name], answers[None], strict=True))
     assert same == len(PROMPTS) if name == "int8" else same >= 1
-    what = {"int8": ("int8", "0.504"), "int4": ("int4 in groups of 32", "0.281")}[name]
+    what = {"int8": ("int8", "0.507"), "int4": ("int4 in groups of 32", "0.281")}[name]
     assert f"43 modules {what[0]} (w" in caplog.text
     assert f"{what[1]} of their" in caplog.text
 

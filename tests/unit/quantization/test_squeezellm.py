@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from awq_layers import pack_columns
 from gptq_layers import Layer, Slice, host_of, load_linear, method_of
 from quire.api.batch import DTypeName
 from quire.api.errors import QuantizationError
@@ -19,24 +20,13 @@ from quire.api.quantization import QuantizationContext, QuantizationRequest
 from quire.execution.device import detect_device
 from quire.ops.table import OpTable
 from quire.plugins import resolve_factory
-from quire.testing import PackedLinear, QuantizationConformance
 from quire.testing.forward import full_logits
-from quire.testing.quantization_base import Config
-from quire_quantization.squeezellm import plugin
 from quire_quantization.squeezellm.linear_ops import squeezellm_linear, squeezellm_linear_by_pairs
 from quire_quantization.squeezellm.method import SqueezeLLMMethod, make_squeezellm
 
 PLUGINS = ("squeezellm",)
 CONFIG: dict[str, object] = {"quant_method": "squeezellm", "wbits": 4}
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-
-
-def pack_indices(indices: np.ndarray) -> Tensor:
-    """int32 [K / 8, N] of indices [N, K], eight inputs in a word, lowest bits first."""
-    words = np.zeros((indices.shape[1] // 8, indices.shape[0]), np.uint32)
-    for field in range(8):
-        words |= indices.T[field::8].astype(np.uint32) << np.uint32(4 * field)
-    return torch.from_numpy(words.view(np.int32))
 
 
 def make_layer(
@@ -47,7 +37,7 @@ def make_layer(
     indices = rng.integers(0, 16, (outputs, inputs))
     table = torch.from_numpy(np.sort(rng.normal(0, 0.1, (outputs, 16)), axis=1)).to(dtype)
     weight = np.take_along_axis(table.double().numpy(), indices, axis=1)
-    tensors = {"qweight": pack_indices(indices), "lookup_table": table}
+    tensors = {"qweight": pack_columns(indices).t().contiguous(), "lookup_table": table}
     return Layer(tensors, indices, torch.from_numpy(weight))
 
 
@@ -161,18 +151,27 @@ def test_other_bits(key: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"qweight": None}, r"the checkpoint lacks model\.a\.qweight: fetch it again"),
-        ({"lookup_table": None}, r"the checkpoint lacks model\.a\.lookup_table: fetch it again"),
+        (
+            {"qweight": None},
+            "lacks the module's tensor 'qweight', expected int32 .*; found lookup_table: check",
+        ),
+        (
+            {"lookup_table": None},
+            "lacks the module's tensor 'lookup_table', expected float16 .*; found qweight: check",
+        ),
         ({"rows": torch.zeros(4)}, r"model\.a keeps outliers apart \(rows\), which is not served"),
-        ({"weight": torch.zeros(4, 4)}, r"has both weight and qweight, lookup_table"),
+        ({"weight": torch.zeros(4, 4)}, "both weight and qweight, lookup_table are stored"),
         (
             {"qweight": torch.zeros(15, 40, dtype=torch.int32)},
-            r"model\.a\.qweight is int32 \[15, 40\], expected int32 \[16, 40\]",
+            r"model\.a: tensor 'qweight' is int32 \[15, 40\], expected int32 \[16, 40\]",
         ),
-        ({"qweight": torch.zeros(16, 40)}, r"model\.a\.qweight is float32 \[16, 40\], expected int32"),
+        (
+            {"qweight": torch.zeros(16, 40)},
+            r"model\.a: tensor 'qweight' is float32 \[16, 40\], expected int32",
+        ),
         (
             {"lookup_table": torch.zeros(40, 8)},
-            r"model\.a\.lookup_table is float32 \[40, 8\], expected float16 or bfloat16 or float32 \[40, 16\]",
+            r"model\.a: tensor 'lookup_table' is float32 \[40, 8\], expected float16 or bfloat16 or float32 \[40, 16\]",
         ),
     ],
 )
@@ -180,17 +179,3 @@ def test_bad_tensors(tmp_path: Path, changes: dict[str, Tensor | None], message:
     tensors = {key: value for key, value in {**make_layer().tensors, **changes}.items() if value is not None}
     with pytest.raises(QuantizationError, match=message):
         load_linear(tmp_path, method_of(CONFIG, plugins=PLUGINS), {"a": tensors}, size=(128, 40))
-
-
-class TestConformance(QuantizationConformance):
-    spec = plugin.quire_register_quantizations()[0]
-    ops = tuple(plugin.quire_register_ops())
-    configs = {"4 bits": CONFIG}
-    hidden_size = 128
-
-    def pack(self, weight: Tensor, config: Config) -> PackedLinear:
-        lowest, highest = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
-        table = (lowest + (highest - lowest) * torch.arange(16) / 15).half()
-        indices = ((weight - lowest) / (highest - lowest) * 15).round().long()
-        words = pack_indices(indices.numpy())
-        return PackedLinear({"qweight": words, "lookup_table": table}, table.double().gather(1, indices))

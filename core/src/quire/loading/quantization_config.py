@@ -13,7 +13,16 @@ CONFIG_KEYS = ("quantization_config", "compression_config")
 """Keys of config.json, the older spelling of compressed-tensors last."""
 
 LEGACY_FILES: Mapping[str, str] = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Files beside config.json that older tools wrote, with the label that goes without saying there."""
+"""Files beside config.json that older tools wrote, with the label where their keys do not tell."""
+
+_TELLING_KEYS: Mapping[str, str] = {
+    "config_groups": "compressed-tensors",
+    "desc_act": "gptq",
+    "zero_point": "awq",
+    "w_bit": "awq",
+    "wbits": "squeezellm",
+}
+"""Keys that only one method's tools write."""
 
 
 def read_quantization_config(folder: Path, hf_config: HFConfig) -> Mapping[str, object] | None:
@@ -41,7 +50,7 @@ def _labelled(value: object, place: str, label: str | None) -> Mapping[str, obje
     if not isinstance(value, Mapping):
         raise QuantizationError(f"{place} is a {type(value).__name__}; it must be a JSON object")
     config = {str(key): entry for key, entry in value.items()}
-    found = config.get("quant_method") or label or _guess(config)
+    found = config.get("quant_method") or _guess(config) or label
     if not isinstance(found, str):
         raise QuantizationError(
             f"{place} has quant_method={config.get('quant_method')!r}; name the method, e.g. gptq or awq"
@@ -51,10 +60,4 @@ def _labelled(value: object, place: str, label: str | None) -> Mapping[str, obje
 
 def _guess(config: Mapping[str, object]) -> str | None:
     """The label of a config that has none, by the keys that only one tool writes."""
-    if "desc_act" in config:
-        return "gptq"
-    if "zero_point" in config:
-        return "awq"
-    if "config_groups" in config:
-        return "compressed-tensors"
-    return None
+    return next((label for key, label in _TELLING_KEYS.items() if key in config), None)

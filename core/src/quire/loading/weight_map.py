@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from quire.api.errors import CheckpointError, QuantizationError
 from quire.api.specs import WeightMap, WeightPart
+from quire.loading.freed_memory import release_freed_memory
 from quire.loading.tensor_copy import TensorCopy, TensorSource
 from quire.nn.linear import Linear
 from quire.nn.linear_method import TensorSlot
@@ -72,19 +72,26 @@ def _move_bar(bar: tqdm[None], done: int, total: int) -> None:
 
 
 def _copy_all(
-    model: nn.Module, copies: Sequence[TensorCopy], checkpoint: TensorSource, progress: ProgressHook
+    model: nn.Module, copies: list[TensorCopy], checkpoint: TensorSource, progress: ProgressHook
 ) -> None:
-    sizes = {id(copy): copy.slot.target.numel() * checkpoint.element_bytes(copy.tensor) for copy in copies}
-    done, total = 0, sum(sizes.values())
-    for path, group in groupby(copies, key=lambda copy: copy.path):
-        for copy in group:
-            _copy_one(copy, checkpoint)
-            done += sizes[id(copy)]
+    """Empties the list: a copy still in it would hold what its linear frees."""
+    done, total = 0, sum(_stored_bytes(copy, checkpoint) for copy in copies)
+    copies.reverse()
+    while copies:
+        path = copies[-1].path
+        while copies and copies[-1].path == path:
+            done += _stored_bytes(copies[-1], checkpoint)
+            _copy_one(copies.pop(), checkpoint)
             progress(done, total)
         module = model.get_submodule(path)
         if isinstance(module, Linear):
             with naming_module(path):
                 module.process_after_loading()
+            release_freed_memory()
+
+
+def _stored_bytes(copy: TensorCopy, checkpoint: TensorSource) -> int:
+    return copy.slot.target.numel() * checkpoint.element_bytes(copy.tensor)
 
 
 @contextmanager

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from quire.api.batch import DTypeName
-from quire.api.quantization import QuantizationContext, QuantizationMethod, QuantizationRequest
+from quire.api.quantization import (
+    QuantizationContext,
+    QuantizationMethod,
+    QuantizationRequest,
+    StoredModule,
+    StoredTensor,
+)
 from quire.api.specs import OpImplSpec, OpSpec, QuantizationSpec, WeightMap, WeightPart
 from quire.execution.device import detect_device
 from quire.loading.linear_assignment import LinearAssignment
@@ -195,7 +201,7 @@ class QuantizationBase(Conformance):
     def _write(self, name: str, config: Config) -> tuple[Path, Path]:
         root = Path(self.shared("root", TemporaryDirectory).name)
         plain = toy_tensors(hidden_size=self.hidden_size)
-        quantized = {key: value for key, value in plain.items() if not key.startswith("layers.")}
+        quantized = {key: value for key, value in plain.items() if not self._is_quantized(key, value, config)}
         dequantized = {key: value.double() for key, value in quantized.items()}
         for key, value in plain.items():
             if key in quantized:
@@ -203,7 +209,7 @@ class QuantizationBase(Conformance):
             packed = self.pack(value * 0.1, config)
             module = key.removesuffix(".weight")
             quantized |= {f"{module}.{suffix}": tensor for suffix, tensor in packed.tensors.items()}
-            dequantized[key] = packed.weight
+            dequantized[key] = packed.weight.contiguous()
         size: dict[str, object] = {"hidden_size": self.hidden_size, "vocab_size": VOCAB_SIZE}
         label = {} if config is None else {"quantization_config": dict(config)}
         folders = (root / f"{name}-quantized", root / f"{name}-plain")
@@ -211,3 +217,11 @@ class QuantizationBase(Conformance):
         write_toy_checkpoint(folders[0], tensors=stored, config={**size, **label})
         write_toy_checkpoint(folders[1], tensors=dequantized, config=size)
         return folders
+
+    def _is_quantized(self, key: str, tensor: Tensor, config: Config) -> bool:
+        """Whether a tensor of the toy model is packed: layers, and on the fly the head, if the method takes it."""
+        if key != "lm_head.weight" or config is not None:
+            return key.startswith("layers.")
+        stored = {"weight": StoredTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))}
+        head = StoredModule("lm_head", stored, tensor.shape[1], tensor.shape[0], is_head=True)
+        return self.method(config, "float64").choose(head).method is not None

@@ -38,8 +38,8 @@ class QuantizationConformance(QuantizationBase):
 
     `ops` are those that the method brings itself, `options` its plugin's, `optional_tensors` the suffixes that
     a checkpoint may lack, `tolerances` the relative L2 error by dtype, `max_bytes_ratio` the bytes held over
-    those stored. Override `multiply` where inputs are
-    rounded; for methods that quantize on the fly `weight` is what their rounding makes of the weight.
+    those stored. Override `multiply` where inputs are rounded. For methods that quantize on the fly `pack` gives
+    {"weight": weight} and what their rounding makes of it; it is asked about ranks' slices of inputs too.
     """
 
     max_bytes_ratio: ClassVar[float] = 1.1
@@ -114,6 +114,8 @@ class QuantizationConformance(QuantizationBase):
                 columns = slice(size // 2 * rank, size // 2 * (rank + 1))
                 total += layer(x[:, columns]).double()
                 part = PackedLinear(packed.tensors, packed.weight[:, columns])
+                if config is None:  # a rank rounds what it holds of the weight
+                    part = self.pack(packed.tensors["weight"][:, columns].contiguous(), config)
                 expected += self.multiply(x[:, columns].double(), part, config)
             self.check_close(total.to(x.dtype), expected, dtype, f"{name}, two ranks by inputs")
         self.note("input slices")

@@ -12,8 +12,8 @@ from quire.api.protocols import Ops
 from quire.nn.linear_method import LinearShape
 from quire.nn.tiles import TILE, inputs_per_word, pack_tiles, tile_columns
 
-_CHUNK_WEIGHTS = 1 << 20
-"""How many weights are unpacked at a time: 1 MB, so that repacking needs no second copy of a layer."""
+_CHUNK_WEIGHTS = 1 << 18
+"""How many weights are unpacked at a time: 256 kB, so that repacking needs no second copy of a layer."""
 
 OPS = {4: "w4a16_linear", 8: "w8a16_linear"}
 """By bits: the op that multiplies."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from quire.api.errors import QuantizationError
+from quire_quantization.dynamic import DynamicRule, first_match, parse_dynamic
 
 Layout = Literal["gemm", "gemv", "gemv_fast"]
 """How tensors are packed; AutoAWQ calls it `version`, GPTQModel `format` and `checkpoint_format`."""
@@ -18,21 +18,6 @@ _PACK_DTYPES: Mapping[Layout, tuple[str, ...]] = {
     "gemv": ("int32",),
     "gemv_fast": ("int16", "int32"),
 }
-
-
-@dataclass(slots=True, frozen=True)
-class DynamicRule:
-    """One entry of GPTQModel's `dynamic`: modules whose names a pattern matches differ from the rest.
-
-    Attributes:
-        pattern: a regular expression, matched from the start of the module's name; the first that matches rules.
-        is_skip: whether such modules stay in 16 bits.
-        overrides: their settings, by key.
-    """
-
-    pattern: str
-    is_skip: bool
-    overrides: Mapping[str, object]
 
 
 @dataclass(slots=True, frozen=True)
@@ -55,10 +40,10 @@ class AwqConfig:
 
     def group_size_of(self, name: str, in_features: int) -> int:
         """The group size of one module; QuantizationError where `dynamic` asks for what AWQ does not have."""
-        rule = self._rule(name)
-        if rule is None or rule.is_skip:
+        rule = first_match(self.dynamic, name)
+        if rule is None or rule.overrides is None:
             return self.group_size or in_features
-        where = f"quantization_config: dynamic {rule.pattern!r}: "
+        where = f"quantization_config: {rule.place}: "
         _check_bits(rule.overrides, where)
         return _group_size(rule.overrides, where, self.group_size) or in_features
 
@@ -67,11 +52,8 @@ class AwqConfig:
         for key in self.skipped:
             if key in name:
                 return f"modules_to_not_convert names {key!r}"
-        rule = self._rule(name)
-        return f"dynamic leaves out {rule.pattern!r}" if rule is not None and rule.is_skip else ""
-
-    def _rule(self, name: str) -> DynamicRule | None:
-        return next((rule for rule in self.dynamic if re.match(rule.pattern, name)), None)
+        rule = first_match(self.dynamic, name)
+        return f"dynamic has {rule.key!r}" if rule is not None and rule.overrides is None else ""
 
 
 def parse_config(config: Mapping[str, object]) -> AwqConfig:
@@ -95,7 +77,11 @@ def parse_config(config: Mapping[str, object]) -> AwqConfig:
     if not isinstance(zero_point, bool):
         raise QuantizationError(f"{where}zero_point={zero_point!r} must be true or false")
     return AwqConfig(
-        layout, _group_size(config, where, 128), zero_point, _skipped(config, where), _dynamic(config, where)
+        layout,
+        _group_size(config, where, 128),
+        zero_point,
+        _skipped(config, where),
+        parse_dynamic(config.get("dynamic")),
     )
 
 
@@ -147,22 +133,3 @@ def _skipped(config: Mapping[str, object], where: str) -> tuple[str, ...]:
             f"{where}modules_to_not_convert={names!r} must be a list of parts of module names"
         )
     return tuple(names)
-
-
-def _dynamic(config: Mapping[str, object], where: str) -> tuple[DynamicRule, ...]:
-    rules = _agreed(config, ("dynamic",), where, {})
-    if not isinstance(rules, Mapping):
-        raise QuantizationError(f"{where}dynamic={rules!r} must map patterns of module names to settings")
-    return tuple(_rule(str(key), value, where) for key, value in rules.items())
-
-
-def _rule(key: str, value: object, where: str) -> DynamicRule:
-    pattern = key.removeprefix("+:").removeprefix("-:")
-    is_skip = key.startswith("-:")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise QuantizationError(f"{where}dynamic {key!r} is no regular expression: {error}") from error
-    if not is_skip and not isinstance(value, Mapping):
-        raise QuantizationError(f"{where}dynamic {key!r} has {value!r}; it must be an object of settings")
-    return DynamicRule(pattern, is_skip, value if isinstance(value, Mapping) else {})

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from quire_quantization.awq.packing import (
     FAST_ROWS,
@@ -15,9 +12,7 @@ from quire_quantization.awq.packing import (
     unpack_gemm,
     unpack_gemv_fast,
 )
-
-_CHUNK_WEIGHTS = 1 << 20
-"""How many weights are dequantized at a time: 4 MB in float32."""
+from quire_quantization.chunked import multiply_in_chunks, wide_dtype
 
 _MIDDLE = 8
 """The zero point where none is stored."""
@@ -48,7 +43,7 @@ def awq_linear(
 
     Source: Lin et al. 2023 (AWQ); the layout is that of WQLinear_GEMM, AutoAWQ 0.2.9.
     """
-    wide = _wide(x)
+    wide = wide_dtype(x)
     groups = _groups(x, group_size, input_start)
 
     def weights(rows: slice) -> Tensor:
@@ -56,7 +51,7 @@ def awq_linear(
         zeros = _MIDDLE if qzeros is None else unpack_gemm(qzeros[:, words]).to(wide)[groups]
         return ((unpack_gemm(qweight[:, words]).to(wide) - zeros) * scales[:, rows].to(wide)[groups]).t()
 
-    return _product(x, weights, scales.shape[1], bias)
+    return multiply_in_chunks(x, weights, scales.shape[1], bias, unit=PER_WORD)
 
 
 def awq_gemv_linear(
@@ -84,14 +79,14 @@ def awq_gemv_linear(
 
     Source: Lin et al. 2023 (AWQ); the layout is that of WQLinear_GEMV, AutoAWQ 0.2.9.
     """
-    wide = _wide(x)
+    wide = wide_dtype(x)
     groups = _groups(x, group_size, input_start)
 
     def weights(rows: slice) -> Tensor:
         zeros = _MIDDLE if qzeros is None else unpack_fields(qzeros[rows]).to(wide)[:, groups]
         return (unpack_fields(qweight[rows]).to(wide) - zeros) * scales[rows].to(wide)[:, groups]
 
-    return _product(x, weights, scales.shape[0], bias)
+    return multiply_in_chunks(x, weights, scales.shape[0], bias)
 
 
 def awq_gemv_fast_linear(
@@ -119,7 +114,7 @@ def awq_gemv_fast_linear(
 
     Source: Lin et al. 2023 (AWQ); the layout is that of WQLinear_GEMVFast, AutoAWQ 0.2.9.
     """
-    wide = _wide(x)
+    wide = wide_dtype(x)
     groups = _groups(x, group_size, input_start)
 
     def weights(rows: slice) -> Tensor:
@@ -128,23 +123,8 @@ def awq_gemv_fast_linear(
         offsets = some_scales * -_MIDDLE if scaled_zeros is None else scaled_zeros[:, rows].t().to(wide)
         return values * some_scales[:, groups] + offsets[:, groups]
 
-    return _product(x, weights, scales.shape[1], bias)
-
-
-def _product(x: Tensor, weights: Callable[[slice], Tensor], outputs: int, bias: Tensor | None) -> Tensor:
-    """Multiply by the weights of some outputs at a time, whole words of them: [rows, K] in float32 or wider."""
-    values = x.to(_wide(x))
-    out = x.new_empty(x.shape[0], outputs)
-    step = max(1, _CHUNK_WEIGHTS // (PER_WORD * x.shape[1])) * PER_WORD
-    for first in range(0, outputs, step):
-        rows = slice(first, min(first + step, outputs))
-        out[:, rows] = F.linear(values, weights(rows), None if bias is None else bias[rows].to(values.dtype))
-    return out
+    return multiply_in_chunks(x, weights, scales.shape[1], bias, unit=FAST_ROWS)
 
 
 def _groups(x: Tensor, group_size: int, input_start: int) -> Tensor:
     return torch.arange(input_start, input_start + x.shape[1], device=x.device) // group_size
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

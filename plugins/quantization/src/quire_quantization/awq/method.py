@@ -8,8 +8,9 @@ from quire.api.errors import QuantizationError
 from quire.api.protocols import Ops
 from quire.api.quantization import LayerChoice, QuantizationContext, StoredModule
 from quire_quantization.awq.config import AwqConfig, parse_config
-from quire_quantization.awq.stored_module import is_plain, read_format
+from quire_quantization.awq.stored_module import OWN_TENSORS, read_format
 from quire_quantization.awq.weights import AwqLinear, AwqMarlinLinear, without_tiles
+from quire_quantization.tensor_checks import is_unquantized
 from quire_quantization.tiled import tile_refusal
 
 
@@ -26,7 +27,7 @@ class AwqMethod:
         if module.is_tied:
             return LayerChoice(None, "tied to the embedding, which is not quantized")
         reason = self.config.skip_reason(module.name)
-        if is_plain(module):
+        if is_unquantized(module, OWN_TENSORS):
             return LayerChoice(None, reason or "not quantized in the checkpoint")
         stored = read_format(self.config, module)
         note = f"quantized in the checkpoint although {reason}" if reason else ""

@@ -6,7 +6,7 @@ from quire.api.quantization import LayerChoice, QuantizationContext, StoredModul
 from quire_quantization.compressed_tensors.config import InputScheme
 from quire_quantization.compressed_tensors.fp8 import Fp8Scheme, choose_fp8
 from quire_quantization.compressed_tensors.section import Section
-from quire_quantization.compressed_tensors.tensor_checks import is_plain
+from quire_quantization.compressed_tensors.stored_module import is_plain
 
 _REMEDY = "quantize the model with FP8_DYNAMIC of llm-compressor, or load its 16-bit checkpoint"
 

@@ -15,13 +15,8 @@ from quire.api.protocols import Ops
 from quire.api.quantization import LayerChoice, StoredModule
 from quire.nn.linear_method import LinearShape, TensorSlot
 from quire_quantization.compressed_tensors.config import InputScheme
-from quire_quantization.compressed_tensors.tensor_checks import (
-    FLOATS,
-    ONE,
-    outputs_of,
-    refuse_others,
-    require,
-)
+from quire_quantization.compressed_tensors.stored_module import ONE, refuse_others
+from quire_quantization.tensor_checks import FLOATS, outputs_of, require
 
 
 @dataclass(slots=True, frozen=True)

@@ -17,15 +17,9 @@ from quire_quantization.compressed_tensors.fp8 import Fp8Scheme, choose_fp8
 from quire_quantization.compressed_tensors.integers import StoredIntegers
 from quire_quantization.compressed_tensors.packing import num_words
 from quire_quantization.compressed_tensors.rounded_inputs import W8A8Method
-from quire_quantization.compressed_tensors.tensor_checks import (
-    FLOATS,
-    ONE,
-    is_plain,
-    outputs_of,
-    refuse_others,
-    require,
-)
+from quire_quantization.compressed_tensors.stored_module import ONE, is_plain, refuse_others
 from quire_quantization.compressed_tensors.weight_only import WeightOnlyMethod
+from quire_quantization.tensor_checks import FLOATS, outputs_of, require
 from quire_quantization.tiled import tile_refusal
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from quire_quantization.chunked import multiply_in_chunks, wide_dtype
 from quire_quantization.compressed_tensors.packing import unpack
-
-_CHUNK_WEIGHTS = 1 << 20
-"""How many weights are dequantized at a time: 4 MB in float32."""
 
 
 def pack_quantized_linear(
@@ -37,18 +34,14 @@ def pack_quantized_linear(
     Returns:
         [T, N], x's dtype, a new tensor.
     """
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    inputs, outputs = x.shape[1], scales.shape[0]
-    values = x.to(wide)
+    wide, inputs = wide_dtype(x), x.shape[1]
     groups = input_groups
     if groups is None:
         groups = torch.arange(inputs, dtype=torch.int32, device=x.device) // (inputs // scales.shape[1])
-    out = x.new_empty(x.shape[0], outputs)
-    step = max(1, _CHUNK_WEIGHTS // max(1, inputs))
-    for start in range(0, outputs, step):
-        rows = slice(start, min(start + step, outputs))
+
+    def weights(rows: slice) -> Tensor:
         integers = unpack(weight[rows], bits, inputs).to(torch.int16)
         zero = 1 << (bits - 1) if zeros is None else zeros[rows].to(torch.int16).index_select(1, groups)
-        matrix = (integers - zero).to(wide) * scales[rows].to(wide).index_select(1, groups)
-        out[:, rows] = F.linear(values, matrix, None if bias is None else bias[rows].to(wide))
-    return out
+        return (integers - zero).to(wide) * scales[rows].to(wide).index_select(1, groups)
+
+    return multiply_in_chunks(x, weights, scales.shape[0], bias)

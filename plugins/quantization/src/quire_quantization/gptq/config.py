@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from quire.api.errors import QuantizationError
+from quire_quantization.dynamic import DynamicRule, first_match, parse_dynamic
 
 BITS = (2, 3, 4, 8)
 """Bits of a weight that the format has."""
@@ -32,46 +32,37 @@ class ModuleParameters:
 
 
 @dataclass(slots=True, frozen=True)
-class DynamicRule:
-    """An entry of `dynamic`.
-
-    Attributes:
-        key: as the config spells it. pattern: matches from the start of a module's name.
-        parameters: of the modules that match; None: they are in 16 bits.
-    """
-
-    key: str
-    pattern: re.Pattern[str]
-    parameters: ModuleParameters | None
-
-
-@dataclass(slots=True, frozen=True)
 class GPTQConfig:
     """The config of a checkpoint.
 
     Attributes:
-        parameters: of modules that no rule matches.
-        rules: the first that matches a module decides.
+        parameters: of modules that no rule of `dynamic` matches.
+        dynamic: what differs by module.
         zero_offset: what its label says is to be added to a stored zero point: 1, or 0 in gptq_v2.
         lm_head: whether the head is quantized.
         block_modules: the names, within a block, of the modules that are quantized; None: all.
     """
 
     parameters: ModuleParameters
-    rules: tuple[DynamicRule, ...]
+    dynamic: tuple[DynamicRule, ...]
     zero_offset: int
     lm_head: bool
     block_modules: tuple[str, ...] | None
 
-    def rule(self, name: str) -> DynamicRule | None:
-        """The rule that decides about a module, if there is one."""
-        return next((rule for rule in self.rules if rule.pattern.match(name)), None)
+    def parameters_of(self, name: str) -> ModuleParameters | None:
+        """How a module was quantized; None where `dynamic` says that it was not."""
+        rule = first_match(self.dynamic, name)
+        if rule is None:
+            return self.parameters
+        if rule.overrides is None:
+            return None
+        return _override(self.parameters, rule.overrides, rule.place + ".")
 
     def skip_reason(self, name: str, is_head: bool) -> str:
         """Why a module is left in 16 bits; "" where the config does not say that it is."""
-        rule = self.rule(name)
+        rule = first_match(self.dynamic, name)
         if rule is not None:
-            return "" if rule.parameters is not None else f"dynamic has {rule.key!r}"
+            return "" if rule.overrides is not None else f"dynamic has {rule.key!r}"
         if is_head and not self.lm_head:
             return "lm_head is false"
         modules = self.block_modules
@@ -101,9 +92,12 @@ def parse_config(config: Mapping[str, object]) -> GPTQConfig:
         if config.get(key) is None:
             raise QuantizationError(f"quantization_config lacks {key!r}; take it from the checkpoint's tool")
     parameters = _override(ModuleParameters(4, None, False, True), config, "")
+    dynamic = parse_dynamic(config.get("dynamic"))
+    for rule in dynamic:
+        _override(parameters, rule.overrides or {}, rule.place + ".")
     return GPTQConfig(
         parameters=parameters,
-        rules=_rules(config.get("dynamic"), parameters),
+        dynamic=dynamic,
         zero_offset=ZERO_OFFSETS[_checkpoint_format(config)],
         lm_head=_flag(config, "lm_head", False, ""),
         block_modules=_block_modules(config.get("modules_in_block_to_quantize")),
@@ -129,27 +123,6 @@ def _checkpoint_format(config: Mapping[str, object]) -> str:
             key, label, f"supported are {', '.join(ZERO_OFFSETS)}; save the checkpoint as one of them"
         )
     return str(label)
-
-
-def _rules(dynamic: object, base: ModuleParameters) -> tuple[DynamicRule, ...]:
-    if dynamic is None:
-        return ()
-    if not isinstance(dynamic, Mapping):
-        raise _refusal("dynamic", dynamic, "it must map regular expressions to overrides")
-    return tuple(_rule(str(key), overrides, base) for key, overrides in dynamic.items())
-
-
-def _rule(key: str, overrides: object, base: ModuleParameters) -> DynamicRule:
-    is_skip = key.startswith("-:")
-    try:
-        pattern = re.compile(key.removeprefix("-:") if is_skip else key.removeprefix("+:"))
-    except re.error as error:
-        raise QuantizationError(f"dynamic has {key!r}, which is no regular expression: {error}") from None
-    if is_skip:
-        return DynamicRule(key, pattern, None)
-    if not isinstance(overrides, Mapping):
-        raise _refusal(f"dynamic[{key!r}]", overrides, "it must be a JSON object of overrides")
-    return DynamicRule(key, pattern, _override(base, overrides, f"dynamic[{key!r}]."))
 
 
 def _override(base: ModuleParameters, values: Mapping[str, object], place: str) -> ModuleParameters:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quire.api.errors import QuantizationError
-from quire.api.quantization import StoredModule, StoredTensor
+from quire.api.quantization import StoredModule
 from quire_quantization.gptq.config import BITS, ModuleParameters
 from quire_quantization.gptq.packing import WORD_BITS, num_words
+from quire_quantization.tensor_checks import FLOATS, outputs_of, require
 
-FLOATS = ("float16", "bfloat16", "float32")
+_REMEDY = "check bits, group_size, desc_act and dynamic of the config, and that config.json belongs to these weights"
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,71 +43,40 @@ def read_layout(module: StoredModule, parameters: ModuleParameters, zero_offset:
     """
     bits, inputs = parameters.bits, module.in_features
     group_size = parameters.group_size or inputs
-    for suffix in ("qweight", "scales", "qzeros"):
-        if suffix not in module.tensors:
-            there = ", ".join(sorted(module.tensors)) or "none"
-            raise QuantizationError(
-                f"tensor {module.name + '.' + suffix!r} is missing; found of this module: {there}. "
-                "Fetch the checkpoint again, or check that its quantization_config is its own"
-            )
     if inputs % group_size:
         raise QuantizationError(
-            f"tensor {module.name + '.scales'!r}: group_size={group_size} does not divide the module's {inputs} "
-            f"inputs; found shape {list(module.tensors['scales'].shape)}, expected a group_size that divides them"
+            f"its {inputs} inputs are not a multiple of the group size {group_size}: mend group_size in the config, or "
+            "quantize with one that divides"
         )
-    if parameters.desc_act and group_size != inputs and "g_idx" not in module.tensors:
-        raise QuantizationError(
-            f"tensor {module.name + '.g_idx'!r} is missing: desc_act is true, so expected int32 [{inputs}], the "
-            "group of each input; if the checkpoint has no act-order, set desc_act to false"
-        )
-    _check_tensors(module, bits, inputs // group_size)
+    has_own_order = parameters.desc_act and group_size != inputs
+    _check_tensors(module, bits, inputs // group_size, has_own_order)
     return GPTQLayout(
         bits=bits,
         group_size=group_size,
         sym=parameters.sym,
         zero_offset=zero_offset,
-        has_own_order=parameters.desc_act and group_size != inputs,
+        has_own_order=has_own_order,
         has_g_idx="g_idx" in module.tensors,
         scales_dtype=module.tensors["scales"].dtype,
     )
 
 
-def _check_tensors(module: StoredModule, bits: int, groups: int) -> None:
-    inputs, qweight = module.in_features, module.tensors["qweight"]
-    if len(qweight.shape) != 2:
-        raise _mismatch(module, "qweight", "two dimensions", "")
-    outputs = qweight.shape[1] if module.out_features is None else module.out_features
-    words = num_words(inputs, bits, "inputs")
-    expected: Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
-        "qweight": ((words, outputs), ("int32",)),
-        "qzeros": ((groups, num_words(outputs, bits, "outputs")), ("int32",)),
-        "scales": ((groups, outputs), FLOATS),
-        "g_idx": ((inputs,), ("int32",)),
-        "bias": ((outputs,), FLOATS),
-    }
-    for suffix, (shape, dtypes) in expected.items():
-        tensor = module.tensors.get(suffix)
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise _mismatch(module, suffix, str(list(shape)), _hint(suffix, tensor, inputs, bits))
-        if tensor.dtype not in dtypes:
-            raise QuantizationError(
-                f"tensor {module.name + '.' + suffix!r} is {tensor.dtype}; expected {' or '.join(dtypes)}"
-            )
+def _check_tensors(module: StoredModule, bits: int, groups: int, has_own_order: bool) -> None:
+    inputs, outputs = module.in_features, outputs_of(module, "qweight", dim=1)
+    words, zero_words = num_words(inputs, bits, "inputs"), num_words(outputs, bits, "outputs")
+    require(module, "qweight", ("int32",), (words, outputs), remedy=_remedy(module, bits))
+    require(module, "qzeros", ("int32",), (groups, zero_words), remedy=_REMEDY)
+    require(module, "scales", FLOATS, (groups, outputs), remedy=_REMEDY)
+    if has_own_order or "g_idx" in module.tensors:
+        remedy = f"desc_act is true; {_REMEDY}" if has_own_order else _REMEDY
+        require(module, "g_idx", ("int32",), (inputs,), remedy=remedy)
+    if "bias" in module.tensors:
+        require(module, "bias", FLOATS, (outputs,), remedy=_REMEDY)
 
 
-def _mismatch(module: StoredModule, suffix: str, expected: str, hint: str) -> QuantizationError:
-    outputs = "?" if module.out_features is None else module.out_features
-    return QuantizationError(
-        f"tensor {module.name + '.' + suffix!r} has shape {list(module.tensors[suffix].shape)}; expected "
-        f"{expected} for {module.in_features} inputs and {outputs} outputs{hint}. Check bits, group_size and "
-        "dynamic of the quantization_config, and that config.json belongs to these weights"
-    )
-
-
-def _hint(suffix: str, tensor: StoredTensor, inputs: int, bits: int) -> str:
-    if suffix != "qweight":
-        return ""
-    fitting = [b for b in BITS if tensor.shape[0] * WORD_BITS == inputs * b]
-    return f" of {bits} bits; it is that of {fitting[0]} bits" if fitting else f" of {bits} bits"
+def _remedy(module: StoredModule, bits: int) -> str:
+    """What to mend: the bits, where the weight's shape is that of others."""
+    found = module.tensors.get("qweight")
+    rows = found.shape[0] if found is not None and found.shape else 0
+    fitting = [other for other in BITS if rows * WORD_BITS == module.in_features * other and other != bits]
+    return f"it is that of {fitting[0]} bits; {_REMEDY}" if fitting else _REMEDY

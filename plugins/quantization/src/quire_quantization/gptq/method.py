@@ -125,15 +125,13 @@ class GPTQQuantization:
         return self._config.skip_reason(module.name, module.is_head) or "not quantized in the checkpoint"
 
     def _parameters(self, module: StoredModule) -> ModuleParameters:
-        rule = self._config.rule(module.name)
-        if rule is None:
-            return self._config.parameters
-        if rule.parameters is None:
+        parameters = self._config.parameters_of(module.name)
+        if parameters is None:
             raise QuantizationError(
-                f"dynamic has {rule.key!r}, so expected a 16-bit weight; found {', '.join(sorted(module.tensors))}: "
-                "the quantization_config is not that of these weights"
+                f"{self._config.skip_reason(module.name, module.is_head)}, so expected a 16-bit weight; found "
+                f"{', '.join(sorted(module.tensors))}: the quantization_config is not that of these weights"
             )
-        return rule.parameters
+        return parameters
 
 
 def linear_op(ops: Ops) -> Callable[..., Tensor]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from quire_quantization.chunked import multiply_in_chunks, wide_dtype
 from quire_quantization.gptq.packing import WORD_BITS, unpack, unpack_zeros
-
-_CHUNK_WEIGHTS = 1 << 20
-"""How many weights are dequantized at a time: 4 MB in float32."""
 
 
 def gptq_linear(
@@ -41,20 +38,17 @@ def gptq_linear(
 
     Source: Frantar et al. 2022; the layout is AutoGPTQ's.
     """
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    values = x.to(wide)
-    inputs, outputs = x.shape[1], scales.shape[1]
-    out = x.new_empty(x.shape[0], outputs)
-    step = max(1, _CHUNK_WEIGHTS // max(1, inputs * WORD_BITS)) * WORD_BITS
-    for start in range(0, outputs, step):
-        columns = slice(start, min(start + step, outputs))
-        words = None if qzeros is None else qzeros[:, start * bits // 32 : columns.stop * bits // 32]
-        zeros = None if words is None else unpack_zeros(words, bits, zero_offset)
-        matrix = _dequantize(
-            unpack(qweight[:, columns], bits), zeros, scales[:, columns].to(wide), g_idx, bits
-        )
-        out[:, columns] = F.linear(values, matrix.t(), None if bias is None else bias[columns].to(wide))
-    return out
+    wide = wide_dtype(x)
+
+    def weights(rows: slice) -> Tensor:
+        integers = unpack(qweight[:, rows], bits)
+        zeros = None
+        if qzeros is not None:
+            words = qzeros[:, rows.start * bits // WORD_BITS : rows.stop * bits // WORD_BITS]
+            zeros = unpack_zeros(words, bits, zero_offset)
+        return _dequantize(integers, zeros, scales[:, rows].to(wide), g_idx, bits).t()
+
+    return multiply_in_chunks(x, weights, scales.shape[1], bias, unit=WORD_BITS)
 
 
 def _dequantize(

@@ -59,7 +59,7 @@ class Int4Method:
         group_size: inputs that share a scale. symmetric: whether there are no zero points.
     """
 
-    ops: Ops = field(repr=False)
+    ops: Ops = field(repr=False, compare=False)
     group_size: int
     symmetric: bool = True
     op: ClassVar[str] = "w4a16_linear"

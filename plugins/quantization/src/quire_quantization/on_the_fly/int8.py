@@ -40,7 +40,7 @@ class Int8Quantization:
 class Int8Method:
     """See Int8Weights."""
 
-    ops: Ops = field(repr=False)
+    ops: Ops = field(repr=False, compare=False)
     name: ClassVar[str] = "int8"
     op: ClassVar[str] = "w8a8_linear"
     fuses: ClassVar[bool] = True

@@ -117,7 +117,7 @@ def _octets(integers: Tensor) -> Tensor:
 def _in_16_bits(scales: Tensor) -> Tensor:
     """float32 scales in float16, or in bfloat16 where that is nearer to them in all."""
     rounded = [scales.to(dtype) for dtype in (torch.float16, torch.bfloat16)]
-    return min(rounded, key=lambda found: float((scales - found).square().sum()))
+    return min(rounded, key=lambda found: float((scales - found).double().square().sum()))
 
 
 def _divisor(scales: Tensor) -> Tensor:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,9 @@ from quire_quantization.on_the_fly.rounding import RoundedRows
 
 _CHUNK_WEIGHTS = 1 << 17
 """How many weights are quantized at a time: 0.5 MB in float32, so that a chunk's copies fit a core's cache."""
+
+_MAX_WORKERS = 8
+"""Each holds about 3 MB of copies, and more would wait for Python's lock."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -84,17 +90,28 @@ class QuantizedOnLoad(nn.Module):
 
     def _store(self, first_row: int, tensor: Tensor) -> None:
         """Quantize [R, K], the layer's rows from `first_row` on; QuantizationError for NaN and infinity."""
-        for rows in self._chunks(first_row, first_row + len(tensor)):
+        for_tables = Lock()
+
+        @torch.inference_mode()
+        def quantize(rows: slice) -> None:
             values = tensor[rows.start - first_row : rows.stop - first_row].to(
                 device=self._shape.device, dtype=torch.float32, memory_format=torch.contiguous_format
             )
             rounded = self._rounding.round_rows(values)
             _place(self.weight, rows, pack_tiles(rounded.integers, self._rounding.bits))
-            if rounded.scales.dtype == torch.bfloat16:
-                self.scales = self.scales.to(torch.bfloat16)
-            _place(self.scales, rows, tile_columns(rounded.scales))
-            if self.zeros is not None and rounded.zeros is not None:
-                _place(self.zeros, rows, tile_columns(rounded.zeros))
+            with for_tables:
+                self._place_tables(rows, rounded)
+
+        with single_threaded_workers(self._shape.device) as workers:
+            for _ in workers.map(quantize, self._chunks(first_row, first_row + len(tensor))):
+                pass
+
+    def _place_tables(self, rows: slice, rounded: RoundedRows) -> None:
+        if rounded.scales.dtype == torch.bfloat16:
+            self.scales = self.scales.to(torch.bfloat16)
+        _place(self.scales, rows, tile_columns(rounded.scales))
+        if self.zeros is not None and rounded.zeros is not None:
+            _place(self.zeros, rows, tile_columns(rounded.zeros))
 
     def _chunks(self, first: int, last: int) -> Iterator[slice]:
         """Rows that begin with a tile, and those before its first beginning."""
@@ -103,6 +120,22 @@ class QuantizedOnLoad(nn.Module):
             stop = min(last, first + step if first % TILE == 0 else first + TILE - first % TILE)
             yield slice(first, stop)
             first = stop
+
+
+@contextmanager
+def single_threaded_workers(device: torch.device) -> Iterator[Executor]:
+    """Threads that run each op alone: as many as torch has, up to a limit, for a CPU, and one for a GPU.
+
+    Chunks are too small to be shared by threads op by op: they would wait for each other after every one,
+    and for as long as another process has one of their cores.
+    """
+    count = torch.get_num_threads()
+    size = min(count, _MAX_WORKERS) if device.type == "cpu" else 1
+    try:
+        with ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+            yield workers
+    finally:
+        torch.set_num_threads(count)
 
 
 def _place(table: Tensor, rows: slice, tiles: Tensor) -> None:

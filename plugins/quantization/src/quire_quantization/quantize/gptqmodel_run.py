@@ -62,13 +62,14 @@ def run_gptqmodel(
     Raises:
         QuantizationError: GPTQModel failed; its log is named.
     """
+    work = work.resolve()
     saved = work / "saved"
     shutil.rmtree(saved, ignore_errors=True)
     task = work / "task.json"
     write_json(
         task,
         {
-            "model": str(source.folder),
+            "model": str(source.folder.resolve()),
             "config": quantize_config(settings),
             "device": settings.device,
             "samples": calibration,
@@ -130,13 +131,17 @@ def check_space(source: SourceModel, folder: Path) -> None:
 
 @contextmanager
 def _worker(task: Path, log: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
-    """The worker, which ends when this process does, or closes its standard input."""
+    """The worker, which ends when this process does, or closes its standard input.
+
+    It runs beside its task, since GPTQModel writes logs into the folder that it is started in.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "quire_quantization.quantize.gptqmodel_worker", str(task)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
+        cwd=task.parent,
         env=worker_environment(os.environ, os.cpu_count()),
         start_new_session=True,
     )

@@ -9,7 +9,9 @@ _WORD_BITS = 32
 
 
 def symmetric_scales(weight: Tensor, bits: int, group_size: int) -> Tensor:
-    """The scale of each group: its largest magnitude over half the range; no value is then off by more than half.
+    """The scale of each group: its largest magnitude over half the range.
+
+    No value is then off by more than half a step, apart from what rounding the scale itself does to the largest.
 
     Args:
         weight: [N, K], floating.
@@ -54,7 +56,7 @@ def pack_words(levels: Tensor, bits: int) -> Tensor:
     Source: compressed-tensors, format pack-quantized.
     """
     per_word = _WORD_BITS // bits
-    raised = (levels.to(torch.int64) + 2 ** (bits - 1)).reshape(len(levels), -1, per_word)
-    shifts = torch.arange(per_word, device=levels.device) * bits
-    words = (raised << shifts).sum(dim=2)
-    return torch.where(words >= 2 ** (_WORD_BITS - 1), words - 2**_WORD_BITS, words).to(torch.int32)
+    raised = (levels.to(torch.int32) + 2 ** (bits - 1)).reshape(len(levels), -1, per_word)
+    shifts = torch.arange(per_word, dtype=torch.int32, device=levels.device) * bits
+    words: Tensor = (raised << shifts).sum(dim=2, dtype=torch.int32)
+    return words

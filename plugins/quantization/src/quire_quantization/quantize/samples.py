@@ -113,23 +113,22 @@ class SampleReader:
         return whole.cut(self._max_tokens)
 
     def _conversation(self, messages: Sequence[Message]) -> TokenizedSample:
-        token_ids = self._render(messages, is_open=False)
-        answers = [
-            index
-            for index, message in enumerate(messages)
-            if index > 0 and message.get("role") == "assistant"
-        ]
+        """Scored on its answers, without the white space that templates put between messages."""
+        token_ids = self._encode(self._render(messages))
         spans: list[range] = []
-        for index in answers:
-            before = self._render(messages[:index], is_open=True)
-            upto = self._render(messages[: index + 1], is_open=False)
-            if token_ids[: len(before)] != before or token_ids[: len(upto)] != upto:
-                return TokenizedSample.whole(token_ids)  # a template that rewrites earlier turns
-            spans.append(range(len(before), len(upto)))
+        for index, message in enumerate(messages):
+            if index > 0 and message.get("role") == "assistant":
+                before = self._encode(self._render(messages[:index], add_generation_prompt=True))
+                upto = self._encode(self._render(messages[: index + 1]).rstrip())
+                if token_ids[: len(before)] != before or token_ids[: len(upto)] != upto:
+                    return TokenizedSample.whole(token_ids)  # a template that rewrites earlier turns
+                spans.append(range(len(before), len(upto)))
         return TokenizedSample(token_ids, tuple(spans)) if spans else TokenizedSample.whole(token_ids)
 
-    def _render(self, messages: Sequence[Message], *, is_open: bool) -> list[int]:
-        text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=is_open)
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        return self._tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
+
+    def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def _checked(self, values: Sequence[object], where: str) -> list[int]:

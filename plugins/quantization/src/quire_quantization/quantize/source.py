@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 INDEX_NAME = "model.safetensors.index.json"
 HEAD = "lm_head"
 
-_CHUNK_ELEMENTS = 1 << 24
-"""How many elements are read at a time: 32 MB of 16-bit ones."""
+_CHUNK_ELEMENTS = 1 << 22
+"""How many elements are read at a time: 8 MB of 16-bit ones."""
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _QUANTIZED_FILES = ("quantize_config.json", "quant_config.json")

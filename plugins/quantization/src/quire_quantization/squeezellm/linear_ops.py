@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from quire_quantization.chunked import multiply_in_chunks, wide_dtype
 
 TABLE_SIZE = 16
 PER_WORD = 8
@@ -30,14 +29,14 @@ def squeezellm_linear(x: Tensor, qweight: Tensor, lookup_table: Tensor, bias: Te
 
     Source: Kim et al. 2023 (SqueezeLLM).
     """
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x)
 
     def weights(rows: slice) -> Tensor:
         octets = qweight[rows].view(torch.uint8)
         indices = torch.stack([octets & 15, octets >> 4], dim=-1).flatten(1)
         return lookup_table[rows].to(wide).gather(1, indices.long())
 
-    return _product(x.to(wide), weights, lookup_table.shape[0], bias).to(x.dtype)
+    return multiply_in_chunks(x, weights, lookup_table.shape[0], bias, chunk_weights=_CHUNK_WEIGHTS)
 
 
 def squeezellm_linear_by_pairs(
@@ -58,7 +57,7 @@ def squeezellm_linear_by_pairs(
         pairs = _pairs(lookup_table[rows].to(torch.float32))
         return pairs.gather(1, qweight[rows].view(torch.uint8).long()).view(torch.float32)
 
-    return _product(x.to(torch.float32), weights, lookup_table.shape[0], bias).to(x.dtype)
+    return multiply_in_chunks(x, weights, lookup_table.shape[0], bias, chunk_weights=_CHUNK_WEIGHTS)
 
 
 def _pairs(table: Tensor) -> Tensor:
@@ -66,13 +65,3 @@ def _pairs(table: Tensor) -> Tensor:
     size = (table.shape[0], TABLE_SIZE, TABLE_SIZE)
     both = torch.stack([table[:, None, :].expand(size), table[:, :, None].expand(size)], dim=-1)
     return both.view(table.shape[0], 2 * TABLE_SIZE * TABLE_SIZE).view(torch.int64)
-
-
-def _product(x: Tensor, weights: Callable[[slice], Tensor], out_features: int, bias: Tensor | None) -> Tensor:
-    """Multiply by the weights of some outputs at a time, [rows, K] in x's dtype."""
-    out = x.new_empty(x.shape[0], out_features)
-    step = max(1, _CHUNK_WEIGHTS // x.shape[1])
-    for first in range(0, out_features, step):
-        rows = slice(first, min(first + step, out_features))
-        out[:, rows] = F.linear(x, weights(rows), None if bias is None else bias[rows].to(x.dtype))
-    return out
