@@ -35,10 +35,13 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", nargs="*", default=[], metavar="NAME=DIR", help="quantized checkpoints, measured too"
     )
-    parser.add_argument("--skip-throughput", action="store_true")
+    parser.add_argument(
+        "--workload", choices=("decode", "throughput"), help="measure this alone, into a record of its own"
+    )
     parser.set_defaults(shape="M", repeats=5)
     args = parser.parse_args()
-    bench = Bench.start("quantization", args)
+    name = "quantization" if args.workload is None else f"quantization-{args.workload}"
+    bench = Bench.start(name, args)
     variants = {name: dict(settings) for name, settings in VARIANTS.items()}
     if args.only is not None:
         variants = {name: variants[name] for name in ("bfloat16", *args.only)}
@@ -54,8 +57,9 @@ def main() -> None:
             engines[name] = stack.enter_context(llm)
             results[name] = {"load_s": round(time.perf_counter() - start, 1)}
             token_times(llm, single(bench.shape.vocab, 99, 64, 16))
-        _add(results, "decode_tokens_per_s", _decode(bench, engines))
-        if not args.skip_throughput:
+        if args.workload != "throughput":
+            _add(results, "decode_tokens_per_s", _decode(bench, engines))
+        if args.workload != "decode":
             _add(results, "output_tokens_per_s", _throughput(bench, engines))
     bench.write(dict(results))
 

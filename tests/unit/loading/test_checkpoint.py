@@ -160,3 +160,12 @@ def test_refuses_a_folder_without_weights(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
     with pytest.raises(ModelNotFoundError, match="no such folder"):
         open_checkpoint(tmp_path / "absent")
+
+
+def test_the_only_file_of_another_name_is_taken(tmp_path: Path) -> None:
+    """As AutoGPTQ wrote them."""
+    save_file({"a": torch.ones(2)}, tmp_path / "gptq_model-4bit-128g.safetensors")
+    assert open_checkpoint(tmp_path).names() == ["a"]
+    save_file({"b": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="but gptq_model-4bit-128g.safetensors, other.safetensors"):
+        open_checkpoint(tmp_path)

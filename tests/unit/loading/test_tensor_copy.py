@@ -171,3 +171,14 @@ def test_wrong_shapes_and_kinds_are_named(tmp_path: Path, shape: tuple[int, ...]
 
     with pytest.raises(CheckpointError, match=r"tensor 'a\.q'"):
         load(tmp_path, {"a.q": torch.zeros(shape, dtype=dtype)}, slots, {"a": 4})
+
+
+def test_a_part_that_nothing_fills_is_named(tmp_path: Path) -> None:
+    """Buffers that no tensor fills would be whatever the memory held."""
+
+    def slots(layer: LinearShape, rows: slice) -> list[TensorSlot]:
+        return [TensorSlot("q", torch.zeros(4, 16), output_dim=0, input_dim=1)]
+
+    with pytest.raises(CheckpointError, match="does not say what fills part 'b' of layer"):
+        parts = (WeightPart("a", "a"),)
+        load(tmp_path, {"a.q": torch.zeros(4, 16)}, slots, {"a": 4, "b": 4}, weight_parts=parts)

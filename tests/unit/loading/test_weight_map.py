@@ -171,7 +171,7 @@ def test_refuses_quantized_weights(tmp_path: Path, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ((WeightPart("h.{i}.a", "a"),), "fills 6 of the 9 values of parameter layers.0.fused"),
+        ((WeightPart("h.{i}.a", "a"),), "does not say what fills part 'b' of layers.0.fused"),
         ((WeightPart("h.{i}.a", "a"), WeightPart("h.{i}.b", "c")), "names part 'c'"),
         ((WeightPart("h.{i}.a", "a", row_permutation=(0, 0)), WeightPart("h.{i}.b", "b")), "each row"),
         ((WeightPart("h.{i}.a", "a", row_permutation=(0,)), WeightPart("h.{i}.b", "b")), "takes 1 rows"),

@@ -5,15 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
+from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.config import EngineConfig
 from quire.api.errors import PluginError
 from quire.api.quantization import QuantizationContext, QuantizationMethod, QuantizationRequest
-from quire.engine.model_source import naming
-from quire.loading.linear_assignment import AssignedModule
+from quire.engine.model_source import naming, read_model
+from quire.execution.model_builder import BuildSettings, TorchBuildContext
+from quire.loading.checkpoint import open_checkpoint
+from quire.loading.linear_assignment import AssignedModule, LinearAssignment
+from quire.loading.quantization_config import read_quantization_config
 from quire.nn.linear import Linear
 from quire.nn.unquantized import UnquantizedMethod
+from quire.ops.paged_attention import TorchPagedAttention
 from quire.ops.table import OpTable
 from quire.plugins import PluginHost, resolve_factory
 from quire.plugins.quantization_choice import QuantizationChoice, choose_quantization
@@ -80,20 +87,8 @@ def log_summary(
     chosen: ChosenQuantization, modules: list[AssignedModule], model: nn.Module, ops: OpTable
 ) -> None:
     """What serves how many modules, why not otherwise, and what memory the quantized linears take."""
-    served = chosen.choice.served
-    what = f"claims {chosen.choice.label}" if chosen.choice.label else "quantizes while loading"
-    logger.info(
-        "quantization: %s of %s %s: %s",
-        served.name,
-        describe_origin(served.registration),
-        what,
-        _counts(modules, ops),
-    )
-    for claim in chosen.choice.claims:
-        if claim.reason is not None:
-            logger.info("quantization: %s does not serve: %s", claim.name, claim.reason)
-    for (method, reason), names in _by_reason(modules).items():
-        logger.info("quantization: %s by %s, since %s", names, method, reason)
+    for line in summary(chosen, modules, ops):
+        logger.info("quantization: %s", line)
     held, plain = linear_bytes(model)
     if plain:
         logger.info(
@@ -102,6 +97,41 @@ def log_summary(
             held / plain,
             plain / 1e6,
         )
+
+
+def summary(chosen: ChosenQuantization, modules: list[AssignedModule], ops: OpTable) -> list[str]:
+    """What serves how many modules, which claims lost, and why modules are not kept as the method would."""
+    served = chosen.choice.served
+    what = f"claims {chosen.choice.label}" if chosen.choice.label else "quantizes while loading"
+    owner = describe_origin(served.registration)
+    lines = [f"{served.name} of {owner} {what}: {_counts(modules, ops)}"]
+    lines += [
+        f"{claim.name} does not serve: {claim.reason}" for claim in chosen.choice.claims if claim.reason
+    ]
+    lines += [
+        f"{names} by {method}, since {reason}" for (method, reason), names in _by_reason(modules).items()
+    ]
+    return lines
+
+
+def explain(config: EngineConfig, host: PluginHost, device: DeviceInfo, dtype: DTypeName) -> list[str]:
+    """What would serve a model's linears, by its headers: nothing of its weights is read.
+
+    Raises:
+        QuireError: what would keep an engine of it from starting, as far as its linears go.
+    """
+    source = read_model(config, host)
+    request = QuantizationRequest(read_quantization_config(source.folder, source.hf_config), device, dtype)
+    registrations = [*host.ops.registrations(), *host.op_impls.registrations()]
+    ops = OpTable(registrations, device, dtype, resolve_factory)
+    chosen = choose_method(config.model.quantization, host, request, ops)
+    if chosen is None:
+        return ["the checkpoint is not quantized: its linears stay in 16 bits"]
+    assignment = LinearAssignment(chosen.method, open_checkpoint(source.folder))
+    settings = BuildSettings(dtype, device, ops, TorchPagedAttention(), max_model_len=1)
+    model = source.factory(source.config, TorchBuildContext(settings))
+    assignment(cast(nn.Module, model), source.factory.weight_map(source.config))
+    return summary(chosen, assignment.modules, ops)
 
 
 def linear_bytes(model: nn.Module) -> tuple[int, int]:

@@ -83,6 +83,8 @@ class Checkpoint:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Open the safetensors checkpoint in a model folder and validate its headers.
 
+    It is model.safetensors, shards with an index, or the only file of another name (as older tools wrote).
+
     Raises:
         ModelNotFoundError: there is no such folder.
         CheckpointError: there is no checkpoint, only pickled ones, or a file is broken or missing.
@@ -91,8 +93,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise ModelNotFoundError(f"{folder}: there is no such folder")
     if (folder / INDEX_NAME).is_file():
         return _open_sharded(folder)
-    if (folder / SINGLE_NAME).is_file():
-        path = folder / SINGLE_NAME
+    others = sorted(folder.glob("*.safetensors"))
+    if (folder / SINGLE_NAME).is_file() or len(others) == 1:
+        path = folder / SINGLE_NAME if (folder / SINGLE_NAME).is_file() else others[0]
         return Checkpoint(folder, {name: (path, entry) for name, entry in _in_order(path).items()})
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _REFUSED_SUFFIXES)
     if pickled:
@@ -100,7 +103,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             f"{folder} has pickled weights only ({', '.join(pickled[:3])}); loading them could run any code. "
             "Convert them: transformers' AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
         )
-    raise CheckpointError(f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}; fetch the model again")
+    found = f", but {', '.join(path.name for path in others[:3])}" if others else ""
+    raise CheckpointError(f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}{found}; fetch the model again")
 
 
 def _open_sharded(folder: Path) -> Checkpoint:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from quire.api.errors import PluginError
+from quire.api.errors import CheckpointError, PluginError
 from quire.api.quantization import LayerChoice, QuantizationMethod, StoredModule, StoredTensor
 from quire.api.specs import WeightMap, WeightPart
 from quire.loading.tensor_copy import TensorSource
@@ -77,7 +77,7 @@ class LinearAssignment:
         chosen = []
         for name, _ in module.shape.parts:
             part = sources.get(name) or sources.get(None)
-            stored = self._stored(module, part, name, weight_map)
+            stored = self._stored(path, module, part, name, weight_map)
             with naming_module(stored.name):
                 choice: object = self._method.choose(stored)
             if not isinstance(choice, LayerChoice):
@@ -90,30 +90,24 @@ class LinearAssignment:
         return chosen
 
     def _stored(
-        self, module: Linear, part: WeightPart | None, name: str, weight_map: WeightMap
+        self, path: str, module: Linear, part: WeightPart | None, name: str, weight_map: WeightMap
     ) -> StoredModule:
         is_head = isinstance(module, LMHead)
+        width = module.shape.whole_width(name)
         if part is None:
-            return StoredModule(
-                "lm_head" if is_head else name,
-                {},
-                module.shape.whole_in_features,
-                _width(module, name),
-                is_head=is_head,
-                is_tied=isinstance(module, LMHead) and module.is_tied,
-            )
+            if not (isinstance(module, LMHead) and module.is_tied):
+                raise CheckpointError(f"the weight map does not say what fills part {name!r} of {path}")
+            inputs = module.shape.whole_in_features
+            return StoredModule("lm_head", {}, inputs, width, is_head=True, is_tied=True)
         prefixes = [prefix for prefix in weight_map.prefixes if prefix + part.source in self._tensors]
         full = (prefixes[0] if prefixes else weight_map.prefixes[0]) + part.source
-        width = None if part.row_permutation is not None else _width(module, name)
         return StoredModule(
-            full, self._tensors.get(full, {}), module.shape.whole_in_features, width, is_head=is_head
+            full,
+            self._tensors.get(full, {}),
+            module.shape.whole_in_features,
+            None if part.row_permutation is not None else width,
+            is_head=is_head,
         )
-
-
-def _width(module: Linear, part: str) -> int:
-    index = module.shape.index(part)
-    whole = module.shape.whole
-    return module.shape.parts[index][1] if whole is None else whole.part_widths[index]
 
 
 def _tensors_by_module(checkpoint: TensorSource) -> Mapping[str, Mapping[str, StoredTensor]]:

@@ -55,8 +55,7 @@ def load_weights(
             or overflow its dtype; or the map leaves a parameter unfilled.
     """
     copies = _resolve(model, weight_map, checkpoint)
-    for copy in copies:
-        _check_kind(copy, checkpoint)
+    _check_kinds(copies, checkpoint)
     _check_shapes(copies, checkpoint)
     _check_filled(model, copies)
     if progress is not None:
@@ -186,15 +185,16 @@ def _is_ignored(name: str, weight_map: WeightMap) -> bool:
     return any(re.fullmatch(pattern, spelling) for pattern in weight_map.ignored for spelling in spellings)
 
 
-def _check_kind(copy: TensorCopy, checkpoint: TensorSource) -> None:
+def _check_kinds(copies: Sequence[TensorCopy], checkpoint: TensorSource) -> None:
     """Float8 and integers are quantized weights: never silently converted to the model's dtype."""
-    source, target = checkpoint.dtype(copy.tensor), copy.slot.target.dtype
     plain = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-    if source != target and not (source in plain and target in plain):
-        raise CheckpointError(
-            f"{checkpoint.file_of(copy.tensor)}: tensor {copy.tensor!r} is {source}, {copy.destination} "
-            f"needs {target}; if the checkpoint is quantized, its quantization method is not in use"
-        )
+    for copy in copies:
+        source, target = checkpoint.dtype(copy.tensor), copy.slot.target.dtype
+        if source != target and not (source in plain and target in plain):
+            raise CheckpointError(
+                f"{checkpoint.file_of(copy.tensor)}: tensor {copy.tensor!r} is {source}, {copy.destination} "
+                f"needs {target}; if the checkpoint is quantized, its quantization method is not in use"
+            )
 
 
 def _check_shapes(copies: Sequence[TensorCopy], checkpoint: TensorSource) -> None:
@@ -233,7 +233,14 @@ def _check_rows(copy: TensorCopy) -> None:
 
 
 def _check_filled(model: nn.Module, copies: Sequence[TensorCopy]) -> None:
-    """Every parameter must be covered by the copies into its memory."""
+    """Every parameter must be covered by the copies into its memory, every linear's part by a copy."""
+    named = {(copy.path, copy.part.part) for copy in copies}
+    for path, module in model.named_modules():
+        if not isinstance(module, Linear) or not module.tensor_slots(module.shape.parts[0][0]):
+            continue
+        for part, _ in module.shape.parts:
+            if not {(path, part), (path, None)} & named:
+                raise CheckpointError(f"the weight map does not say what fills part {part!r} of {path}")
     filled: dict[int, int] = {}
     for copy in copies:
         memory = copy.slot.target.untyped_storage().data_ptr()

@@ -111,6 +111,11 @@ class LinearShape:
         start = sum(width for _, width in self.parts[:index])
         return slice(start, start + self.parts[index][1])
 
+    def whole_width(self, part: str | None) -> int:
+        """The output features of the whole part."""
+        index = self.index(part)
+        return self.parts[index][1] if self.whole is None else self.whole.part_widths[index]
+
     def whole_rows(self, part: str | None) -> slice:
         """The rows of the whole part that this slice holds."""
         index = self.index(part)

@@ -82,6 +82,7 @@ def choose_quantization(
         return None if wanted is None else _on_the_fly(registrations, request, wanted)
     if wanted is not None and wanted.removeprefix("auto-") == label:
         wanted = None
+    wanted = wanted and wanted.removeprefix("auto-")
     claimants = [entry for entry in registrations if label in _labels(_spec(entry))]
     if wanted is not None:
         claimants = [entry for entry in claimants if wanted in _names(_spec(entry))]
@@ -127,7 +128,8 @@ def _claims(claimants: Sequence[Registration], request: QuantizationRequest) -> 
                 raise ConfigError(
                     f"the quantization methods {first.name!r} of {describe_origin(winner)} and {spec.name!r} of "
                     f"{describe_origin(entry)} claim this checkpoint with equal priority: name one "
-                    f"(quantization={first.name!r}), or switch a plugin off (--no-plugin {entry.plugin})"
+                    f"(quantization={first.name!r}), give one a higher priority, or switch a plugin off "
+                    f"(--no-plugin {entry.plugin})"
                 )
             reason = f"{first.name} claims it first (priority {first.priority} over {spec.priority})"
         elif reason is None:
@@ -168,11 +170,11 @@ def _contradiction(registrations: Sequence[Registration], label: str, setting: s
 def _unserved(
     registrations: Sequence[Registration], label: str, claims: Sequence[Claim], switched_off: Sequence[str]
 ) -> str:
+    hint = f". Installed and off: {', '.join(switched_off)}" if switched_off else ""
     if claims:
         reasons = "; ".join(f"{claim.name}: {claim.reason}" for claim in claims)
-        return f"the checkpoint is quantized ({label}) and no method serves it here: {reasons}"
+        return f"the checkpoint is quantized ({label}) and no method serves it here: {reasons}{hint}"
     labels = sorted({text for entry in registrations for text in _labels(_spec(entry))})
-    hint = f". Installed and off: {', '.join(switched_off)}" if switched_off else ""
     return (
         f"the checkpoint is quantized with quant_method={label!r}, which no plugin serves; served are "
         f"{', '.join(labels) or 'none'}. Install or enable a plugin for it, or load its 16-bit checkpoint{hint}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.config import EngineConfig
 from quire.api.errors import PluginError, QuireError
 from quire.api.quantization import QuantizationRequest
 from quire.api.specs import (
@@ -38,6 +39,7 @@ class Choices:
         attention: the backends, the best first; the one without a reason is chosen.
         quantization: by label, the methods in the order of their claims ("" on the fly); with a checkpoint only
             those of its label, and why they do not serve it.
+        explanation: of a checkpoint: what would serve its modules, and why.
         problems: what is wrong with an implementation.
     """
 
@@ -46,6 +48,7 @@ class Choices:
     ops: tuple[OpDescription, ...]
     attention: tuple[OpCandidate, ...]
     quantization: dict[str, tuple[OpCandidate, ...]]
+    explanation: tuple[str, ...]
     problems: tuple[str, ...]
 
 
@@ -106,8 +109,14 @@ def choose(host: PluginHost, args: argparse.Namespace) -> Choices:
     if not any(candidate.reason is None for candidate in attention):
         problems.append(f"no attention backend serves {dtype} on {device.type}: install or enable one")
     problems += _import_problems(host, ops, attention)
-    quantization = _quantization(host, getattr(args, "asked_checkpoint", None), device, dtype)
-    return Choices(device, dtype, tuple(ops), tuple(attention), quantization, tuple(problems))
+    checkpoint = getattr(args, "asked_checkpoint", None)
+    quantization = _quantization(host, checkpoint, device, dtype)
+    try:
+        explanation = _explanation(host, checkpoint, device, dtype)
+    except QuireError as error:
+        explanation = ()
+        problems.append(str(error))
+    return Choices(device, dtype, tuple(ops), tuple(attention), quantization, explanation, tuple(problems))
 
 
 def describe_choices(choices: Choices) -> list[str]:
@@ -124,7 +133,11 @@ def describe_choices(choices: Choices) -> list[str]:
         ("LABEL", "QUANTIZATION", "PRIORITY", "PLUGIN", "SERVES, OR WHY NOT"),
         [row for label, claims in choices.quantization.items() for row in _rows(label or "(none)", claims)],
     )
-    return [*lines, "", *backends, *(["", *methods] if choices.quantization else [])]
+    if choices.quantization:
+        backends += ["", *methods]
+    if choices.explanation:
+        backends += ["", *(f"quantization: {line}" for line in choices.explanation)]
+    return [*lines, "", *backends]
 
 
 def choices_json(choices: Choices) -> dict[str, object]:
@@ -145,6 +158,7 @@ def choices_json(choices: Choices) -> dict[str, object]:
             label: [dataclasses.asdict(claim) for claim in claims]
             for label, claims in choices.quantization.items()
         },
+        "quantization_of_checkpoint": list(choices.explanation),
     }
 
 
@@ -205,9 +219,17 @@ def _quantization(
     choice = choose_quantization(registrations, QuantizationRequest(config, device, dtype), None)
     if choice is None:
         return {}
-    return {
-        choice.label or "": tuple(_claim(claim.registration, claim.reason) for claim in choice.claims),
-    }
+    return {choice.label or "": tuple(_claim(claim.registration, claim.reason) for claim in choice.claims)}
+
+
+def _explanation(
+    host: PluginHost, checkpoint: str | None, device: DeviceInfo, dtype: DTypeName
+) -> tuple[str, ...]:
+    if checkpoint is None:
+        return ()
+    from quire.engine.quantization import explain
+
+    return tuple(explain(EngineConfig.from_keywords({"model": checkpoint}), host, device, dtype))
 
 
 def _claim(entry: Registration, reason: str | None) -> OpCandidate:
