@@ -33,6 +33,14 @@ def unpack_bits(words: Tensor, bits: int, count: int) -> np.ndarray:
     return (digits << np.arange(bits)).sum(axis=2)
 
 
+def pack_with_gaps(values: np.ndarray, bits: int) -> Tensor:
+    """int32 [R, ceil(n / (32 // bits))] of integers [R, n]: 32 // bits in a word, the lowest bits first."""
+    per_word = 32 // bits
+    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % per_word))).reshape(len(values), -1, per_word)
+    words = (padded.astype(np.uint64) << (np.arange(per_word, dtype=np.uint64) * np.uint64(bits))).sum(axis=2)
+    return torch.from_numpy(words.astype(np.uint32).view(np.int32).copy())
+
+
 @dataclass(frozen=True)
 class Scheme:
     """How a layer is quantized, in the words of the config."""

@@ -47,7 +47,10 @@ def unpack_stream(words: Tensor, bits: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a layer is quantized; group_size -1 and zero_offset 1 (v1) or 0 (v2) as in checkpoints."""
+    """How a layer is quantized; group_size -1 and zero_offset 1 (v1) or 0 (v2) as in checkpoints.
+
+    With by_word the offset was subtracted from whole words, as by GPTQModel.
+    """
 
     bits: int = 4
     group_size: int = 32
@@ -57,9 +60,10 @@ class Layout:
     inputs: int = 128
     outputs: int = 96
     scales_dtype: torch.dtype = torch.float16
+    by_word: bool = False
 
     def config(self, **changes: object) -> dict[str, object]:
-        """The quantization_config."""
+        """The quantization_config; it does not say which tool it is of."""
         label = "gptq" if self.zero_offset else "gptq_v2"
         return {
             "quant_method": "gptq",
@@ -93,7 +97,7 @@ def make_layer(layout: Layout, seed: int = 0) -> Layer:
 
 
 def round_to_nearest(layout: Layout, seed: int = 0) -> Layer:
-    """Normally distributed weights, rounded group by group between the least and the largest."""
+    """Normally distributed weights, rounded group by group between the least, the largest and 0."""
     rng = np.random.default_rng(seed)
     groups = _groups(layout, rng)
     return _round(layout, rng.normal(0, 0.05, (layout.inputs, layout.outputs)), groups)
@@ -109,6 +113,7 @@ def _round(layout: Layout, weights: np.ndarray, groups: np.ndarray) -> Layer:
     half, top = 1 << (layout.bits - 1), (1 << layout.bits) - 1
     members = [weights[groups == group] for group in range(int(groups.max()) + 1)]
     low, high = (np.stack([f(m) for m in members]) for f in (lambda m: m.min(0), lambda m: m.max(0)))
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
     if layout.sym:
         high = np.maximum(high, -low)
         low = -high
@@ -126,16 +131,25 @@ def _groups(layout: Layout, rng: np.random.Generator) -> np.ndarray:
 def _pack(
     layout: Layout, groups: np.ndarray, integers: np.ndarray, zeros: np.ndarray, scales: np.ndarray
 ) -> Layer:
-    stored_zeros = (zeros - layout.zero_offset) & ((1 << layout.bits) - 1)
     stored_scales = torch.from_numpy(scales).to(layout.scales_dtype)
     tensors = {
         "qweight": pack_stream(integers, layout.bits),
-        "qzeros": pack_stream(stored_zeros.T, layout.bits).t().contiguous(),
+        "qzeros": _pack_zeros(layout, zeros),
         "scales": stored_scales,
         "g_idx": torch.from_numpy(groups.astype(np.int32)),
     }
     differences = torch.from_numpy((integers - zeros[groups]).astype(np.float64))
     return Layer(tensors, integers, (differences * stored_scales.double()[groups]).t())
+
+
+def _pack_zeros(layout: Layout, zeros: np.ndarray) -> Tensor:
+    """int32 [G, N * bits / 32]."""
+    if not layout.by_word:
+        fields = (zeros - layout.zero_offset) & ((1 << layout.bits) - 1)
+        return pack_stream(fields.T, layout.bits).t().contiguous()
+    ones = sum(layout.zero_offset << shift for shift in range(0, 32, layout.bits))
+    words = pack_stream(zeros.T, layout.bits).t().contiguous().numpy().view(np.uint32)
+    return torch.from_numpy((words - np.uint32(ones)).view(np.int32))
 
 
 @cache

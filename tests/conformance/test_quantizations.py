@@ -133,7 +133,7 @@ class CompressedTensorsConformance(QuantizationConformance):
     schemes: ClassVar[Mapping[str, Scheme]]
     ops = tuple(compressed_tensors.quire_register_ops())
     hidden_size = 128
-    optional_tensors = ("weight_shape",)
+    optional_tensors = ("weight_shape", "weight_g_idx")
 
     def scheme(self, config: Config) -> Scheme:
         return next(scheme for scheme in self.schemes.values() if scheme.config() == config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -114,10 +115,42 @@ def test_dtypes(tmp_path: Path, version: str, suffix: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("stored", "label"), [("gemm", "gemv"), ("gemv", "gemm"), ("gemv_fast", "gemm")])
-def test_another_layout_than_the_label_is_named(tmp_path: Path, stored: str, label: str) -> None:
-    caught = refusal(tmp_path, AwqLayout(stored), {}, version=label)
+@pytest.mark.parametrize(("stored", "label"), list(permutations(("gemm", "gemv", "gemv_fast"), 2)))
+@pytest.mark.parametrize(("inputs", "outputs"), [(256, 96), (320, 320)])
+def test_another_layout_than_the_label_is_named(
+    tmp_path: Path, stored: str, label: str, inputs: int, outputs: int
+) -> None:
+    caught = refusal(tmp_path, AwqLayout(stored, inputs=inputs, outputs=outputs), {}, version=label)
     assert caught.match(rf"'qweight' is .*the weight is stored as version {stored} has it: mend `version`")
+
+
+def test_the_label_is_checked_before_sizes(tmp_path: Path) -> None:
+    """96 inputs, which gemv_fast could not have."""
+    caught = refusal(tmp_path, AwqLayout(inputs=96), {}, version="gemv_fast")
+    assert caught.match("the weight is stored as version gemm has it: mend `version`")
+
+
+@pytest.mark.parametrize("suffix", ["scales", "qzeros"])
+def test_tables_that_are_not_finite(tmp_path: Path, suffix: str) -> None:
+    for value in (float("nan"), float("-inf")):
+        layout = AwqLayout("gemv_fast" if suffix == "qzeros" else "gemm")
+        table = make_awq_layer(layout).tensors[suffix]
+        table[3, 5] = value
+        caught = refusal(tmp_path, layout, {suffix: table})
+        assert caught.match(rf"^model\.a\.{suffix}: 1 of \d+ {suffix} values are NaN or infinite")
+
+
+def test_biases_of_layers_without_bias(tmp_path: Path) -> None:
+    layer = make_awq_layer(AwqLayout())
+    bias = torch.zeros(96, dtype=torch.float16)
+    method = method_of(AwqLayout().config(), plugins=BOTH)
+    layer.tensors["bias"] = bias
+    loaded = load_linear(tmp_path, method, {"a": layer})
+    x = torch.randn(2, 256, dtype=torch.float64)
+    torch.testing.assert_close(loaded.linear(x), x @ layer.weight.t())
+    bias[5] = 0.25
+    with pytest.raises(QuantizationError, match=r"model\.a\.bias: the model has no bias here.*up to 0\.25"):
+        load_linear(tmp_path, method, {"a": layer})
 
 
 def test_both_kinds_of_weights(tmp_path: Path) -> None:

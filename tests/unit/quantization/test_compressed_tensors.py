@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ct_layers import TENSOR, TOKEN, Scheme, float_inputs, make_ct_layer, round_inputs
+from ct_layers import (
+    TENSOR,
+    TOKEN,
+    Scheme,
+    float_inputs,
+    make_ct_layer,
+    pack_bits,
+    pack_with_gaps,
+    round_inputs,
+    unpack_bits,
+)
 from gptq_layers import Layer, Loaded, Slice, load_linear, method_of
 from quire.api.errors import CheckpointError, QuantizationError
 from quire.nn.tiles import unpack_tiles
@@ -298,3 +308,140 @@ def test_fine_grained_fp8(
     loaded = load_linear(tmp_path, method, {"out": layer})
     assert loaded.modules[0].method == "fp8 FP8 W8A8"
     check(scheme, layer, loaded)
+
+
+@pytest.mark.parametrize("is_static", [True, False])
+def test_fp8_of_transformers_without_blocks(tmp_path: Path, is_static: bool) -> None:
+    """ "weight_scale_inv" and "activation_scale" of no dimension."""
+    inputs = float_inputs(TENSOR if is_static else TOKEN)
+    scheme = Scheme(strategy="tensor", input_activations=inputs, scales_dtype=torch.float32, **FP8)  # type: ignore[arg-type]
+    layer = make_ct_layer(scheme)
+    names = {"weight_scale": "weight_scale_inv", "input_scale": "activation_scale"}
+    stored = {names.get(n, n): t if n == "weight" else t.reshape(()) for n, t in layer.tensors.items()}
+    config = {"quant_method": "fp8", "weight_block_size": None, "dequantize": False, "scale_fmt": "float"}
+    config["activation_scheme"] = "static" if is_static else "dynamic"
+    loaded = load_linear(
+        tmp_path, method_of(config, plugins=PLUGINS), {"out": replace(layer, tensors=stored)}
+    )
+    check(scheme, layer, loaded)
+
+
+def gptqmodel_fp8(how: str) -> tuple[dict[str, object], dict[str, Tensor], Tensor]:
+    """A config and tensors as GPTQModel writes them, scales as 448 / the largest magnitude, and the weight."""
+    weight = torch.from_numpy(np.random.default_rng(0).normal(0, 0.02, (96, 128)))
+    rows, columns = {"tensor": (96, 128), "row": (1, 128), "block": (32, 64)}[how]
+    blocks = weight.view(96 // rows, rows, 128 // columns, columns)
+    inverse = (448 / blocks.abs().amax((1, 3))).float()
+    rounded = (blocks * inverse[:, None, :, None]).reshape(96, 128).to(torch.float8_e4m3fn)
+    exact = rounded.double() / inverse.double().repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+    config = {
+        "quant_method": "fp8",
+        "method": "fp8",
+        "format": "float8_e4m3fn",
+        "checkpoint_format": "fp8",
+        "bits": 8,
+        "group_size": -1,
+        "desc_act": False,
+        "pack_dtype": "int32",
+        "lm_head": False,
+        "meta": {"quantizer": ["gptqmodel:7.6.0"]},
+        "weight_scale_method": how,
+        "weight_scale_semantics": "inverse",
+    }
+    if how == "block":
+        config["weight_block_size"] = [rows, columns]
+    shape = {"tensor": (), "row": (96,), "block": inverse.shape}[how]
+    return config, {"weight": rounded, "weight_scale_inv": inverse.reshape(shape)}, exact
+
+
+@pytest.mark.parametrize("how", ["tensor", "row", "block"])
+def test_scales_of_gptqmodel_are_divided_by(tmp_path: Path, how: str) -> None:
+    config, tensors, weight = gptqmodel_fp8(how)
+    method = method_of(config, plugins=PLUGINS)
+    x = torch.randn(3, 128, dtype=torch.float64)
+    linear = load_linear(tmp_path, method, {"out": tensors}, size=(128, 96)).linear
+    torch.testing.assert_close(linear(x), x @ weight.t(), rtol=1e-6, atol=1e-7)
+    part = Slice(slice(32, 96), slice(64, 128))
+    sliced = load_linear(tmp_path, method, {"out": tensors}, size=(128, 96), part_of=part).linear
+    torch.testing.assert_close(sliced(x[:, 64:]), x[:, 64:] @ weight[32:, 64:].t(), rtol=1e-6, atol=1e-7)
+    tensors["weight_scale_inv"].view(-1)[0] = 0
+    with pytest.raises(QuantizationError, match="out.weight_scale_inv: .*value 0, expected values above 0"):
+        load_linear(tmp_path, method, {"out": tensors}, size=(128, 96))
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme(4, "channel"),
+        Scheme(3, "channel", False),
+        Scheme(8, "channel", format="naive-quantized"),
+        ROUNDED[0],
+        FLOATS[0],
+        FLOATS[4],
+    ],
+    ids=name_of,
+)
+def test_scales_per_output_without_their_second_dimension(tmp_path: Path, scheme: Scheme) -> None:
+    layer = make_ct_layer(scheme)
+    stored = replace(layer, tensors=layer.tensors | {"weight_scale": layer.tensors["weight_scale"].flatten()})
+    method = method_of(scheme.config(), plugins=PLUGINS)
+    check(scheme, layer, load_linear(tmp_path, method, {"out": stored}))
+    sliced = load_linear(tmp_path, method, {"out": stored}, part_of=Slice(slice(32, 96), slice(0, 128)))
+    whole = load_linear(tmp_path, method, {"out": stored}).linear
+    x = torch.randn(3, 128, dtype=torch.float64)
+    torch.testing.assert_close(sliced.linear(x), whole(x)[:, 32:])
+
+
+def test_the_shape_may_be_of_int32(tmp_path: Path) -> None:
+    layer = make_ct_layer(Scheme())
+    layer.tensors["weight_shape"] = layer.tensors["weight_shape"].int()
+    check(
+        Scheme(), layer, load_linear(tmp_path, method_of(Scheme().config(), plugins=PLUGINS), {"out": layer})
+    )
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("stored", [None, "all", "one"])
+def test_act_order_without_an_order(tmp_path: Path, bits: int, symmetric: bool, stored: str | None) -> None:
+    """compressed-tensors takes inputs in their own order where weight_g_idx is absent, or holds -1."""
+    layer = make_ct_layer(Scheme(bits, symmetric=symmetric))
+    method = method_of(Scheme(bits, symmetric=symmetric, actorder="group").config(), plugins=PLUGINS)
+    if stored is not None:
+        groups = torch.full((128,), -1, dtype=torch.int32)
+        layer.tensors["weight_g_idx"] = (
+            groups if stored == "all" else groups.index_fill(0, torch.arange(64), 3)
+        )
+    loaded = load_linear(tmp_path, method, {"out": layer})
+    check(Scheme(), layer, loaded)
+    assert ("no weight_g_idx is stored" in loaded.modules[0].reason) == (stored is None)
+    x = torch.randn(3, 128, dtype=torch.float64)
+    slices = (slice(0, 48), slice(48, 128)) if bits == 4 else (slice(0, 32), slice(32, 128))
+    found = sum(
+        load_linear(tmp_path, method, {"out": layer}, part_of=Slice(slice(0, 96), inputs)).linear(
+            x[:, inputs]
+        )
+        for inputs in slices
+    )
+    torch.testing.assert_close(found, x @ layer.weight.t(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("bits", [3, 5, 6, 7])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_old_packing_with_gaps(tmp_path: Path, bits: int, symmetric: bool) -> None:
+    """compressed-tensors up to 0.12 let no integer go on in the next word."""
+    scheme = Scheme(bits, symmetric=symmetric)
+    layer = make_ct_layer(scheme)
+    layer.tensors["weight_packed"] = pack_with_gaps(layer.integers, bits)
+    if not symmetric:
+        zeros = unpack_bits(layer.tensors["weight_zero_point"].t(), bits, 96)
+        layer.tensors["weight_zero_point"] = pack_with_gaps(zeros, bits).t().contiguous()
+    method = method_of(scheme.config(), plugins=PLUGINS)
+    loaded = load_linear(tmp_path, method, {"out": layer})
+    check(scheme, layer, loaded)
+    words = [buffer for buffer in loaded.linear.buffers() if buffer.dtype == torch.int32]
+    assert words[0].equal(pack_bits(layer.integers, bits))
+    part = Slice(slice(8, 40), slice(48, 128))
+    x = torch.randn(3, 80, dtype=torch.float64)
+    sliced = load_linear(tmp_path, method, {"out": layer}, part_of=part).linear
+    torch.testing.assert_close(sliced(x), x @ layer.weight[8:40, 48:].t(), rtol=1e-10, atol=1e-10)

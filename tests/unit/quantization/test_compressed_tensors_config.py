@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,6 @@ STATIC = replace(W8A8, input_activations=TENSOR)
         (W4, "weight_packed"),
         (W4, "weight_scale"),
         (ASYM, "weight_zero_point"),
-        (ORDERED, "weight_g_idx"),
         (W8A8, "weight"),
         (STATIC, "input_scale"),
         (FP8, "weight_scale"),
@@ -251,11 +251,57 @@ def test_contradictions_between_config_and_tensors() -> None:
 def test_what_only_reading_shows(tmp_path: Path) -> None:
     tensors = make_ct_layer(ORDERED).tensors
     damaged = {**tensors, "weight_g_idx": tensors["weight_g_idx"] + 1}
-    with pytest.raises(QuantizationError, match="linear: weight_g_idx names groups 1 to 4: expected 0 to 3"):
+    with pytest.raises(
+        QuantizationError, match=r"model.up.weight_g_idx: names groups 1 to 4: expected 0 to 3"
+    ):
         load_linear(tmp_path, method(ORDERED.config()), {"up": damaged}, size=(128, 96))
-    shape = {**make_ct_layer(W4).tensors, "weight_shape": torch.tensor([96, 120])}
-    with pytest.raises(QuantizationError, match=r"weight_shape: says \[96, 120\]: expected 128 inputs"):
-        load_linear(tmp_path, method(W4.config()), {"up": shape}, size=(128, 96))
+    for size in ([96, 120], [95, 128]):
+        shape = {**make_ct_layer(W4).tensors, "weight_shape": torch.tensor(size)}
+        with pytest.raises(
+            QuantizationError, match=rf"weight_shape: says \[{size[0]}, {size[1]}\]: expected \[96, 128\]"
+        ):
+            load_linear(tmp_path, method(W4.config()), {"up": shape}, size=(128, 96))
+
+
+FP8_STATIC = replace(FP8, input_activations=float_inputs(TENSOR))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+@pytest.mark.parametrize(
+    ("scheme", "suffix"),
+    [
+        (W4, "weight_scale"),
+        (replace(W4, strategy="tensor"), "weight_scale"),
+        (W8A8, "weight_scale"),
+        (FP8, "weight_scale"),
+        (replace(FP8, strategy="tensor"), "weight_scale"),
+        (STATIC, "input_scale"),
+        (FP8_STATIC, "input_scale"),
+    ],
+)
+def test_scales_that_are_no_scales(tmp_path: Path, scheme: Scheme, suffix: str, value: float) -> None:
+    """Only what inputs are divided by must be above 0."""
+    tensors = make_ct_layer(scheme).tensors
+    damaged = tensors[suffix].clone()
+    damaged.view(-1)[0] = value
+    layers = {"up": tensors | {suffix: damaged}}
+    if math.isfinite(value) and suffix == "weight_scale":
+        load_linear(tmp_path, method(scheme.config()), layers, size=(128, 96))
+        return
+    with pytest.raises(QuantizationError, match=rf"model.up.{suffix}: .*{suffix} .*expected .*fetch"):
+        load_linear(tmp_path, method(scheme.config()), layers, size=(128, 96))
+
+
+@pytest.mark.parametrize("scheme", [W4, W8A8, FP8])
+def test_a_bias_that_the_model_does_not_have_is_zero(tmp_path: Path, scheme: Scheme) -> None:
+    tensors = make_ct_layer(scheme).tensors
+    load_linear(
+        tmp_path, method(scheme.config()), {"up": tensors | {"bias": torch.zeros(96)}}, size=(128, 96)
+    )
+    with pytest.raises(QuantizationError, match=r"model.up.bias: .*no bias here; expected zeros"):
+        load_linear(
+            tmp_path, method(scheme.config()), {"up": tensors | {"bias": torch.ones(96)}}, size=(128, 96)
+        )
 
 
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:
@@ -274,6 +320,14 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
         ({"activation_scheme": "static", "weight_block_size": [64, 32]}, "static without blocks"),
         ({"scale_fmt": "ue8m0"}, "scale_fmt='ue8m0'.*expected float"),
         ({"fmt": "e5m2"}, "fmt='e5m2'"),
+        ({"format": "float8_e5m2"}, "format='float8_e5m2'"),
+        ({"weight_scale_semantics": "log"}, "weight_scale_semantics='log'.*expected inverse"),
+        ({"weight_scale_method": "column"}, "weight_scale_method='column'.*block or row or tensor"),
+        ({"weight_scale_method": "block"}, "weight_block_size=None.*with weight_scale_method 'block'"),
+        ({"weight_scale_method": "row", "weight_block_size": [64, 32]}, "expected null with .*'row'"),
+        ({"scale_rounding": "up"}, "scale_rounding='up'"),
+        ({"packing": "words"}, "packing='words'"),
+        ({"input_transform": {"R": 1}}, "input_transform="),
         ({"kv_cache_scheme": "static"}, "kv_cache_scheme"),
         ({"weight_block_size": [0, 32]}, "weight_block_size"),
     ],

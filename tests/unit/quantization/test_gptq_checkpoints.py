@@ -13,12 +13,13 @@ import torch
 from safetensors import safe_open
 
 from gptq_layers import BOTH, host_of, unpack_stream
-from quantized_checkpoints import TOLERANCES, expected
+from quantized_checkpoints import DATA, TOLERANCES, expected
 from quire.nn.linear import Linear
 from quire.nn.tiles import unpack_tiles
 from quire.testing.forward import SequenceForward
 from quire_quantization.gptq.packing import unpack, unpack_zeros
 
+BORROWING = "tiny-gptq-w2g16-asym"
 NAMES = tuple(name for name in TOLERANCES if name.startswith("gptq"))
 METHODS = {"gptq": ("llama", "gptq"), "gptq-marlin": ("llama", *BOTH)}
 Checkpoint = Callable[[str], Path]
@@ -39,6 +40,14 @@ def test_logits_are_the_tools(quantized_checkpoint: Checkpoint, name: str, metho
     assert kept == {"gptq" if "w3" in name else method}
     head = next(module for module in model.modules if module.name == "lm_head")
     assert (head.method, head.reason) == ("unquantized", "lm_head is false")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_zero_points_that_borrow(method: str) -> None:
+    """Read field by field, they lead to an error of 4e-2."""
+    model = SequenceForward(DATA / BORROWING, host=host_of(METHODS[method]))
+    assert error(model, BORROWING) <= 5e-3
+    assert {module.method for module in model.modules if module.name != "lm_head"} == {"gptq"}
 
 
 def test_method_named_in_the_settings(quantized_checkpoint: Checkpoint) -> None:

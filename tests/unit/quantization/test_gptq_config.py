@@ -80,6 +80,23 @@ def test_defaults_and_spellings() -> None:
     assert config.parameters == ModuleParameters(4, None, desc_act=False, sym=True)
     assert (config.zero_offset, config.lm_head, config.block_modules) == (1, False, None)
     assert parse_config(BASE | {"checkpoint_format": None, "format": "gptq_v2"}).zero_offset == 0
+    assert parse_config(BASE | {"checkpoint_format": "GPTQ_v2", "format": "gptq_V2"}).zero_offset == 0
+    assert parse_config(BASE | {"checkpoint_format": "GPTQ", "method": "GPTQ"}).zero_offset == 1
+
+
+@pytest.mark.parametrize(
+    ("meta", "by_word"),
+    [
+        (None, False),
+        ({}, False),
+        ("gptqmodel", False),
+        ({"quantizer": ["auto_gptq:0.7.1"]}, False),
+        ({"quantizer": ["optimum:1.24.0", "gptqmodel:2.2.0"]}, True),
+        ({"quantizer": "GPTQModel:1.0.0"}, True),
+    ],
+)
+def test_the_tool_is_known_from_meta(meta: object, by_word: bool) -> None:
+    assert parse_config(BASE | {"meta": meta}).by_word == by_word
 
 
 def test_the_first_rule_that_matches_from_the_start_decides() -> None:
@@ -95,8 +112,30 @@ def test_the_first_rule_that_matches_from_the_start_decides() -> None:
     )
     assert first == ModuleParameters(8, None, desc_act=False, sym=True)
     assert third == ModuleParameters(4, 32, desc_act=True, sym=False)
-    assert skipped is None
-    assert other == config.parameters
+    assert skipped == other == config.parameters
+    assert config.skip_reason("model.layers.1.down", is_head=False) == r"dynamic has '-:.*\\.layers\\.1\\.'"
+
+
+def test_keys_match_the_beginning_of_a_name_unless_they_end_it() -> None:
+    """As in GPTQModel 7.6, for keys without special characters too."""
+    rules = {"^model.layers.1$": {"bits": 2}, "model.layers.1": {"bits": 3}, "layers": {"bits": 8}}
+    config = parse_config(BASE | {"dynamic": rules})
+    names = ("model.layers.1", "model.layers.1.down", "model.layers.12", "model.layers.2")
+    assert [config.parameters_of(name).bits for name in names] == [2, 3, 3, 4]
+
+
+def test_a_skipped_module_that_is_quantized_is_read_as_one(tmp_path: Path) -> None:
+    config = BASE | {"dynamic": {"-:.*a": {}}}
+    layer = make_layer(Layout())
+    loaded = load_linear(tmp_path, method_of(config), {"a": layer})
+    assert loaded.modules[0].method == "gptq-marlin"
+    assert loaded.modules[0].reason == "quantized in the checkpoint although dynamic has '-:.*a'"
+    x = torch.randn(2, 128, dtype=torch.float64)
+    torch.testing.assert_close(loaded.linear(x), x @ layer.weight.t())
+    small = method_of(config | {"group_size": 4}).choose(stored("m.a", Layout(4, 4)))
+    assert small.reason.startswith(
+        "quantized in the checkpoint although dynamic has '-:.*a'; the group size 4 is"
+    )
 
 
 def test_modules_in_16_bits_say_why() -> None:
@@ -125,7 +164,8 @@ def test_modules_in_16_bits_say_why() -> None:
 def test_a_quantized_head_is_read_as_one(lm_head: bool) -> None:
     choice = method_of(BASE | {"lm_head": lm_head}).choose(stored("lm_head", Layout(), is_head=True))
     assert choice.method is not None
-    assert (choice.method.op, choice.reason) == ("w4a16_linear", "")
+    reason = "" if lm_head else "quantized in the checkpoint although lm_head is false"
+    assert (choice.method.op, choice.reason) == ("w4a16_linear", reason)
 
 
 def test_modules_fall_back_one_by_one_with_a_reason() -> None:
@@ -234,11 +274,6 @@ def becomes(suffix: str, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor
         ),
         ({}, becomes("qweight", lambda t: t.long()), "'qweight' is int64 [16, 96], expected int32"),
         ({}, becomes("qzeros", lambda t: t.half()), "'qzeros' is float16 [4, 12], expected int32"),
-        (
-            {"dynamic": {"-:.*a": {}}},
-            None,
-            "dynamic has '-:.*a', so expected a 16-bit weight; found g_idx, qweight",
-        ),
     ],
 )
 def test_tensors_that_are_refused(

@@ -278,13 +278,33 @@ def test_zero_biases_of_layers_without_bias(tmp_path: Path) -> None:
         load_linear(tmp_path, method_of(Layout().config()), {"a": layer})
 
 
-def test_g_idx_out_of_range(tmp_path: Path) -> None:
-    layer = make_layer(Layout(desc_act=True))
-    layer.tensors["g_idx"][3] = 4
+@pytest.mark.parametrize("desc_act", [False, True])
+@pytest.mark.parametrize(("group", "found"), [(4, "0 to 4"), (-1, "-1 to 3")])
+def test_g_idx_out_of_range(tmp_path: Path, desc_act: bool, group: int, found: str) -> None:
+    layers = {name: make_layer(Layout(desc_act=desc_act), seed) for seed, name in enumerate(("q", "k"))}
+    layers["k"].tensors["g_idx"][3] = group
+    message = rf"^model\.k\.g_idx: inputs are assigned to groups from {found}; expected 0 to 3.*fetch the checkpoint"
+    with pytest.raises(QuantizationError, match=message):
+        load_linear(tmp_path, method_of(Layout(desc_act=desc_act).config()), layers)
+
+
+def test_damaged_g_idx_within_range(tmp_path: Path) -> None:
+    layers = {name: make_layer(Layout(), seed) for seed, name in enumerate(("q", "k"))}
+    layers["k"].tensors["g_idx"][3] = 2
+    message = "g_idx of q, k differ in how many inputs a group has, .*: fetch the checkpoint again"
+    with pytest.raises(QuantizationError, match=message):
+        load_linear(tmp_path, method_of(Layout().config()), layers)
+
+
+@pytest.mark.parametrize("plugins", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_scales_that_are_not_finite(tmp_path: Path, value: float, plugins: tuple[str, ...]) -> None:
+    layers = {name: make_layer(Layout(), seed) for seed, name in enumerate(("q", "k"))}
+    layers["k"].tensors["scales"][1, 7] = value
     with pytest.raises(
-        QuantizationError, match=r"linear: tensor 'g_idx' holds groups from 0 to 4; expected 0 to 3"
+        QuantizationError, match=r"^model\.k\.scales: 1 of 384 scales values are NaN or infinite"
     ):
-        load_linear(tmp_path, method_of(Layout(desc_act=True).config()), {"a": layer})
+        load_linear(tmp_path, method_of(Layout().config(), plugins=plugins), layers)
 
 
 def test_different_orders_that_the_config_denies(tmp_path: Path) -> None:

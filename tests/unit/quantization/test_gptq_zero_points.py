@@ -49,6 +49,46 @@ def test_the_truth_is_not_doubted(
     assert not warnings_of(caplog)
 
 
+@pytest.mark.parametrize("plugins", [("gptq",), BOTH])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("make", [make_layer, round_to_nearest])
+def test_gptqmodels_zero_points_borrow_from_their_neighbours(
+    tmp_path: Path, bits: int, make: Callable[[Layout, int], Layer], plugins: tuple[str, ...]
+) -> None:
+    layout = Layout(bits, 16, sym=False, by_word=True)
+    layer = make(layout, 0)
+    by_field = make(replace(layout, by_word=False), 0).tensors["qzeros"]
+    assert make is round_to_nearest or not torch.equal(layer.tensors["qzeros"], by_field)
+    config = layout.config(meta={"quantizer": ["optimum:1.24.0", "gptqmodel:7.6.0"]})
+    loaded = load_linear(tmp_path, method_of(config, plugins=plugins), {"a": layer})
+    x = torch.randn(2, layout.inputs, dtype=torch.float64)
+    torch.testing.assert_close(loaded.linear(x), x @ layer.weight.t(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("by_word", [False, True])
+def test_weights_tell_whether_zero_points_borrow(
+    tmp_path: Path, by_word: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no tool is named."""
+    layout = Layout(2, 16, sym=False, inputs=512, outputs=512, by_word=by_word)
+    layer = round_to_nearest(layout)
+    other = round_to_nearest(replace(layout, by_word=not by_word))
+    assert not torch.equal(layer.tensors["qzeros"], other.tensors["qzeros"])
+    with caplog.at_level(logging.WARNING, "quire"):
+        loaded = load_linear(tmp_path, method_of(layout.config(), plugins=("gptq",)), {"a": layer})
+    x = torch.randn(2, layout.inputs, dtype=torch.float64)
+    torch.testing.assert_close(loaded.linear(x), x @ layer.weight.t(), rtol=1e-9, atol=1e-9)
+    assert not warnings_of(caplog)
+
+
+def test_too_little_evidence_is_read_field_by_field(tmp_path: Path) -> None:
+    layout = Layout(2, 16, sym=False)
+    layer = make_layer(layout)
+    loaded = load_linear(tmp_path, method_of(layout.config(), plugins=("gptq",)), {"a": layer})
+    x = torch.randn(2, layout.inputs, dtype=torch.float64)
+    torch.testing.assert_close(loaded.linear(x), x @ layer.weight.t(), rtol=1e-9, atol=1e-9)
+
+
 def test_zero_points_that_are_not_symmetric_though_the_config_says_so(tmp_path: Path) -> None:
     """sym: true over zero points that are not: they are used, with the labelled offset."""
     layout = Layout(sym=False)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import ref
 
 import pytest
 import torch
@@ -29,6 +32,7 @@ from quire_quantization.on_the_fly import int4_plugin, int8_plugin
 from quire_quantization.on_the_fly.int4 import Int4Method, Int4Quantization, dividing_group_size
 from quire_quantization.on_the_fly.int8 import Int8Method, Int8Quantization
 from quire_quantization.on_the_fly.options import Int4Options, Int8Options
+from quire_quantization.on_the_fly.workers import Crews
 
 NIBBLES = (0, 2, 4, 6, 1, 3, 5, 7)
 OCTETS = (0, 2, 1, 3)
@@ -266,6 +270,42 @@ def test_values_that_are_not_finite(name: str, value: float) -> None:
     weight[33, 40] = value
     with pytest.raises(QuantizationError, match="NaN, infinite"):
         load(METHODS[name][0], a=weight)
+
+
+def test_threads_end_with_the_load() -> None:
+    """Several chunks by several threads give what one gives; torch's own number of threads is as before."""
+    weight, count, before = randoms(2500, 256), torch.get_num_threads(), threading.active_count()
+    try:
+        torch.set_num_threads(1)
+        alone = weights_of(load(Int4Method(OPS, 32), a=weight))
+        torch.set_num_threads(3)
+        method = Int4Method(OPS, 32)
+        together = load(method, a=weight, b=weight)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(count)
+    assert torch.equal(weights_of(together), torch.cat([alone, alone]))
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_crews_are_shared_while_kept() -> None:
+    crews = Crews()
+    first = crews.get()
+    assert crews.get() is first
+    gone = ref(first)
+    del first
+    assert gone() is None and crews.get() is not None
+
+
+def test_tensors_after_processing_are_refused() -> None:
+    weights = Int8Method(OPS).create(shape_of({"a": 16}, 8))
+    (slot,) = weights.tensor_slots("a")
+    weights.process_after_loading()
+    with pytest.raises(RuntimeError, match="after process_after_loading"):
+        slot.store(torch.zeros(16, 8))  # type: ignore[misc]
 
 
 def test_slices_of_inputs_on_groups_are_those_of_the_whole() -> None:

@@ -142,6 +142,15 @@ def test_a_model(quantized_checkpoint: Callable[[str], Path], tmp_path: Path) ->
     assert (logits[0] - logits[1]).norm() <= 1e-4 * logits[1].norm()
 
 
+def test_a_table_that_is_not_finite(tmp_path: Path) -> None:
+    layer = make_layer()
+    layer.tensors["lookup_table"][2, 3] = float("inf")
+    with pytest.raises(
+        QuantizationError, match=r"^model\.a\.lookup_table: 1 of 640 lookup_table values are NaN or"
+    ):
+        load_linear(tmp_path, make_method(), {"a": layer})
+
+
 @pytest.mark.parametrize("key", ["wbits", "bits", "w_bit"])
 def test_other_bits(key: str) -> None:
     with pytest.raises(QuantizationError, match=f"{key}=3; SqueezeLLM is served with 4 bits only"):
@@ -159,7 +168,7 @@ def test_other_bits(key: str) -> None:
             {"lookup_table": None},
             "lacks the module's tensor 'lookup_table', expected float16 .*; found qweight: check",
         ),
-        ({"rows": torch.zeros(4)}, r"model\.a keeps outliers apart \(rows\), which is not served"),
+        ({"rows": torch.zeros(4)}, r"model\.a: it keeps outliers apart \(rows\), which is not served"),
         ({"weight": torch.zeros(4, 4)}, "both weight and qweight, lookup_table are stored"),
         (
             {"qweight": torch.zeros(15, 40, dtype=torch.int32)},

@@ -46,7 +46,10 @@ def parse_dynamic(dynamic: object) -> tuple[DynamicRule, ...]:
 
 
 def first_match(rules: Sequence[DynamicRule], name: str) -> DynamicRule | None:
-    """The rule that decides about a module, if there is one."""
+    """The rule that decides about a module, if there is one.
+
+    As in GPTQModel 7.6: the first whose expression matches the beginning of the name; "^name$" the whole of it.
+    """
     return next((rule for rule in rules if rule.pattern.match(name)), None)
 
 

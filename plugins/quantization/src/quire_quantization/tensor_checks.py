@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
 from quire.api.errors import QuantizationError
 from quire.api.quantization import StoredModule, StoredTensor
+from quire.nn.linear_method import TensorSlot
 
 FLOATS = ("float16", "bfloat16", "float32")
 """Dtypes of scales."""
@@ -60,6 +66,50 @@ def require(
             f"tensor {suffix!r} is {found.dtype} {list(found.shape)}, expected {expected}: {remedy}"
         )
     return found
+
+
+def require_finite(tensor: Tensor, suffix: str) -> None:
+    """Refuse numbers that no product survives.
+
+    Args:
+        tensor: of floats, as it was loaded.
+        suffix: the tensor's name after the module's.
+
+    Raises:
+        QuantizationError: it has NaN or infinite values.
+    """
+    damaged = int((~tensor.isfinite()).sum())
+    if damaged:
+        raise QuantizationError(
+            f"{damaged} of {tensor.numel()} {suffix} values are NaN or infinite, expected none: fetch the checkpoint "
+            "again, or quantize anew"
+        )
+
+
+def store_finite(target: Tensor, suffix: str) -> Callable[[Tensor], None]:
+    """A TensorSlot's `store` that copies a tensor of floats into `target`, once it is found to be finite."""
+
+    def store(tensor: Tensor) -> None:
+        require_finite(tensor, suffix)
+        target.copy_(tensor)
+
+    return store
+
+
+def unused_bias(width: int, dtype: torch.dtype) -> TensorSlot:
+    """The slot of a bias that the model does not have: tools write zeros for it, and other values are refused."""
+    return TensorSlot(
+        "bias", torch.empty(width, dtype=dtype, device="meta"), 0, store=_check_zero, is_optional=True
+    )
+
+
+def _check_zero(bias: Tensor) -> None:
+    if bool(bias.any()):
+        largest = float(bias.abs().max())
+        raise QuantizationError(
+            f"the model has no bias here; expected zeros, found values up to {largest:.4g}: check that config.json "
+            "belongs to these weights"
+        )
 
 
 def outputs_of(module: StoredModule, suffix: str, dim: int = 0) -> int:

@@ -37,7 +37,8 @@ class AwqMethod:
         if stored.layout == "gemv_fast":
             refusal = "gemv_fast stores zero points multiplied by their scales, which tiles do not hold"
         if refusal:
-            return LayerChoice(without_tiles(stored, self.ops, refusal), refusal)
+            explained = "; ".join(filter(None, (note, refusal)))
+            return LayerChoice(without_tiles(stored, self.ops, refusal), explained)
         return LayerChoice(AwqMarlinLinear(stored, self.ops), note)
 
 

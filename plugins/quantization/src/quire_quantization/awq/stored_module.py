@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from quire.api.errors import QuantizationError
@@ -14,6 +16,11 @@ from quire_quantization.tensor_checks import FLOATS, outputs_of, require
 OWN_TENSORS = ("qweight", "qzeros", "scales", "scaled_zeros")
 """Suffixes of what only quantized modules have."""
 
+_REMEDY = (
+    "check version, group_size and zero_point of the config, and that config.json belongs to these weights, or fetch "
+    "the checkpoint again"
+)
+
 
 def read_format(config: AwqConfig, module: StoredModule) -> AwqFormat:
     """How a quantized module is stored, its tensors checked.
@@ -21,9 +28,10 @@ def read_format(config: AwqConfig, module: StoredModule) -> AwqFormat:
     Raises:
         QuantizationError: tensors are missing, or their shapes or dtypes are not what the config says.
     """
+    _check_label(config.layout, module)
     group_size = config.group_size_of(module.name, module.in_features)
     _check_inputs(config.layout, module.in_features, group_size)
-    scales = require(module, "scales", FLOATS)
+    scales = require(module, "scales", FLOATS, remedy=_REMEDY)
     stored = AwqFormat(
         layout=config.layout,
         group_size=group_size,
@@ -74,18 +82,29 @@ def _check_tensors(stored: AwqFormat, module: StoredModule, outputs: int) -> Non
     whole = InputRange(0, module.in_features, module.in_features)
     for tensor in stored.tensors(whole, outputs):
         dtype = str(tensor.dtype).removeprefix("torch.")
-        require(module, tensor.suffix, (dtype,), tensor.shape, remedy=_remedy(stored, module, outputs))
+        require(module, tensor.suffix, (dtype,), tensor.shape, remedy=_REMEDY)
 
 
-def _remedy(stored: AwqFormat, module: StoredModule, outputs: int) -> str:
-    """What to mend: the version, where the weight's shape is that of another layout."""
-    shapes: dict[Layout, tuple[int, int]] = {
-        "gemm": (module.in_features, outputs // PER_WORD),
-        "gemv": (outputs, module.in_features // PER_WORD),
-        "gemv_fast": (outputs // FAST_ROWS, module.in_features),
+def _check_label(layout: Layout, module: StoredModule) -> None:
+    """Refuse tensors that are those of another layout, whatever else there is to say of them."""
+    weight, scales = module.tensors.get("qweight"), module.tensors.get("scales")
+    if weight is None or scales is None or len(scales.shape) != 2:
+        return
+    by_column, by_row = outputs_of(module, "scales", 1), outputs_of(module, "scales", 0)
+    inputs = module.in_features
+    expected: Mapping[Layout, tuple[str, tuple[int, int], int]] = {
+        "gemm": ("int32", (inputs, by_column // PER_WORD), 1),
+        "gemv": ("int32", (by_row, inputs // PER_WORD), 0),
+        "gemv_fast": ("int16", (by_column // FAST_ROWS, inputs), 1),
     }
-    found = module.tensors.get("qweight")
-    others = [layout for layout, shape in shapes.items() if found is not None and shape == found.shape]
-    if others and stored.layout not in others:
-        return f"the weight is stored as version {others[0]} has it: mend `version`"
-    return "mend the config, list the module in modules_to_not_convert, or fetch the checkpoint again"
+    fitting = [
+        name
+        for name, (dtype, shape, dim) in expected.items()
+        if (weight.dtype, weight.shape) == (dtype, shape)
+        and scales.shape[dim] == outputs_of(module, "scales", dim)
+    ]
+    if fitting and layout not in fitting:
+        raise QuantizationError(
+            f"tensor 'qweight' is {weight.dtype} {list(weight.shape)}, which is not version {layout}: the weight is "
+            f"stored as version {fitting[0]} has it: mend `version`"
+        )

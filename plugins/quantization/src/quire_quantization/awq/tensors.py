@@ -12,6 +12,7 @@ from quire.api.errors import QuantizationError
 from quire.nn.linear_method import LinearShape, TensorSlot
 from quire_quantization.awq.config import Layout
 from quire_quantization.awq.packing import FAST_INPUTS, FAST_ROWS, PER_WORD
+from quire_quantization.tensor_checks import store_finite, unused_bias
 
 OUTPUTS_TOGETHER: Mapping[Layout, int] = {"gemm": PER_WORD, "gemv": 1, "gemv_fast": FAST_ROWS}
 """Outputs that no slice may part."""
@@ -174,20 +175,24 @@ class StoredTensors(nn.Module):
         """See LinearWeights.tensor_slots."""
         rows = self._shape.rows(part)
         slots = [self._slot(tensor, rows) for tensor in self._tensors]
-        if self._shape.has_bias:
-            slots.append(TensorSlot("bias", self.get_buffer("bias")[rows], output_dim=0))
+        if self.bias is not None:
+            slots.append(TensorSlot("bias", self.bias[rows], output_dim=0))
+        else:
+            slots.append(unused_bias(rows.stop - rows.start, self._shape.dtype))
         return slots
 
     def _slot(self, tensor: PackedTensor, rows: slice) -> TensorSlot:
         per = tensor.outputs_per_element
         size = (rows.stop - rows.start) // per
+        target = self.get_buffer(tensor.suffix).narrow(tensor.output_dim, rows.start // per, size)
         return TensorSlot(
             tensor.suffix,
-            self.get_buffer(tensor.suffix).narrow(tensor.output_dim, rows.start // per, size),
+            target,
             tensor.output_dim,
             tensor.input_dim,
             per,
             tensor.inputs_per_element,
+            store=store_finite(target, tensor.suffix) if tensor.dtype.is_floating_point else None,
         )
 
 

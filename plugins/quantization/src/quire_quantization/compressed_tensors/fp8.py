@@ -15,8 +15,13 @@ from quire.api.protocols import Ops
 from quire.api.quantization import LayerChoice, StoredModule
 from quire.nn.linear_method import LinearShape, TensorSlot
 from quire_quantization.compressed_tensors.config import InputScheme
-from quire_quantization.compressed_tensors.stored_module import ONE, refuse_others
-from quire_quantization.tensor_checks import FLOATS, outputs_of, require
+from quire_quantization.compressed_tensors.stored_module import (
+    ONE,
+    input_scale_slot,
+    refuse_others,
+    require_positive,
+)
+from quire_quantization.tensor_checks import FLOATS, outputs_of, require, require_finite, unused_bias
 
 
 @dataclass(slots=True, frozen=True)
@@ -25,12 +30,15 @@ class Fp8Scheme:
 
     Attributes:
         block: outputs and inputs that share a scale (None: all inputs); None: one scale for the tensor.
-        inputs: None: left as they are. scales: the scales' suffix.
+        inputs: None: left as they are. scales: the scales' suffix. input_scale: that of the inputs' static one.
+        is_reciprocal: whether weights are divided by the scales, and not multiplied.
     """
 
     block: tuple[int, int | None] | None
     inputs: InputScheme | None
     scales: str = "weight_scale"
+    input_scale: str = "input_scale"
+    is_reciprocal: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -40,7 +48,8 @@ class Fp8Method:
     Attributes:
         label: the quantization method's, for the summary.
         scale_shape: of the stored scale where there is one for the tensor; None: one for each block.
-        input_scale_shape: of "input_scale"; None: none is stored.
+        has_flat_scales: one scale per output, stored as [N] and not as [N, 1].
+        input_scale_shape: of the inputs' static scale; None: none is stored.
         takes_all_rows: whether the module's rows are the layer part's, in their order.
     """
 
@@ -49,6 +58,7 @@ class Fp8Method:
     label: str
     scheme: Fp8Scheme
     scale_shape: tuple[int, ...] | None
+    has_flat_scales: bool
     input_scale_shape: tuple[int, ...] | None
     takes_all_rows: bool
     ops: Ops = field(compare=False, repr=False)
@@ -101,9 +111,12 @@ class Fp8Weights(nn.Module):
         rows = self._shape.rows(part)
         slots = [TensorSlot("weight", self.weight[rows], 0, 1), self._scale_slot(part, rows)]
         if self.input_scale is not None and self._method.input_scale_shape is not None:
-            slots.append(TensorSlot("input_scale", self.input_scale.view(self._method.input_scale_shape)))
+            suffix, size = self._method.scheme.input_scale, self._method.input_scale_shape
+            slots.append(input_scale_slot(suffix, self.input_scale, size))
         if self.bias is not None:
             slots.append(TensorSlot("bias", self.bias[rows], 0))
+        else:
+            slots.append(unused_bias(rows.stop - rows.start, self._shape.dtype))
         return slots
 
     def process_after_loading(self) -> None:
@@ -127,19 +140,28 @@ class Fp8Weights(nn.Module):
         block, shape = method.scheme.block, method.scale_shape
         if block is None or shape is not None:
             whole = torch.empty(() if shape is None else shape, device="meta")
-            return TensorSlot(suffix, whole, store=lambda source: _fill(target, source.reshape(1, 1)))
+            return TensorSlot(suffix, whole, store=lambda source: self._fill(target, source.reshape(1, 1)))
         width = 1 if block[1] is None else -(-self._shape.whole_in_features // block[1])
         is_cut_here = block[0] > 1 and method.takes_all_rows
         first = self._shape.whole_rows(part).start if is_cut_here else 0
-        blocks = -(-_whole_width(self._shape, part) // block[0]) if is_cut_here else count // block[0]
+        blocks = -(-self._shape.whole_width(part) // block[0]) if is_cut_here else count // block[0]
         numbers = (first + torch.arange(0, count, self._block_rows)) // block[0]
 
         def store(source: Tensor) -> None:
-            _fill(target, source[numbers].index_select(1, columns))
+            self._fill(target, source.reshape(-1, width)[numbers].index_select(1, columns))
 
-        whole = torch.empty(blocks, width, device="meta")
+        whole = torch.empty((blocks,) if method.has_flat_scales else (blocks, width), device="meta")
         output_dim = None if is_cut_here else 0
         return TensorSlot(suffix, whole, output_dim, outputs_per_element=block[0], store=store)
+
+    def _fill(self, target: Tensor, source: Tensor) -> None:
+        """Take scales, as what weights are multiplied by."""
+        scheme = self._method.scheme
+        if scheme.is_reciprocal:
+            require_positive(source, scheme.scales)
+            source = source.to(torch.float32).reciprocal()
+        require_finite(source, scheme.scales)
+        target.copy_(source)
 
 
 def choose_fp8(module: StoredModule, scheme: Fp8Scheme, label: str, ops: Ops) -> LayerChoice:
@@ -154,17 +176,20 @@ def choose_fp8(module: StoredModule, scheme: Fp8Scheme, label: str, ops: Ops) ->
     if scheme.block is not None:
         rows, columns = scheme.block
         shapes = ((-(-outputs // rows), 1 if columns is None else -(-inputs // columns)),)
+        if scheme.block == (1, None):
+            shapes += ((outputs,),)
     found = require(module, scheme.scales, FLOATS, *shapes)
     known: tuple[str, ...] = ("weight", scheme.scales)
     input_scale_shape = None
     if scheme.inputs is not None and scheme.inputs.is_static:
-        input_scale_shape = require(module, "input_scale", FLOATS, *ONE).shape
-        known = (*known, "input_scale")
+        input_scale_shape = require(module, scheme.input_scale, FLOATS, *ONE).shape
+        known = (*known, scheme.input_scale)
     refuse_others(module, known)
     method = Fp8Method(
         label=label,
         scheme=scheme,
         scale_shape=found.shape if scheme.block is None else None,
+        has_flat_scales=scheme.block is not None and len(found.shape) == 1,
         input_scale_shape=input_scale_shape,
         takes_all_rows=module.out_features is not None,
         ops=ops,
@@ -199,12 +224,3 @@ def _columns(shape: LinearShape, method: Fp8Method) -> tuple[Tensor, int]:
     else:
         step = size
     return torch.arange(start, start + inputs, step) // size, step
-
-
-def _whole_width(shape: LinearShape, part: str | None) -> int:
-    index = shape.index(part)
-    return shape.parts[index][1] if shape.whole is None else shape.whole.part_widths[index]
-
-
-def _fill(target: Tensor, source: Tensor) -> None:
-    target.copy_(source)

@@ -13,7 +13,18 @@ from torch.nn import functional as F
 
 from quire.api.errors import QuantizationError
 from quire.nn.linear_method import LinearShape, TensorSlot
-from quire_quantization.compressed_tensors.packing import WORD_BITS, num_words, unpack
+from quire_quantization.compressed_tensors.packing import (
+    WORD_BITS,
+    num_gapped_words,
+    num_words,
+    pack,
+    unpack,
+    unpack_gapped,
+)
+from quire_quantization.tensor_checks import require_finite, unused_bias
+
+_REPACKED_WEIGHTS = 1 << 18
+"""How many weights of the old packing are unpacked at a time."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -23,8 +34,11 @@ class StoredIntegers:
     Attributes:
         bits: of a weight as it is stored: those of the scheme where packed, else 8.
         is_packed: "weight_packed", words of int32, with an offset; else "weight", int8.
+        has_gaps: whether no integer goes on in the next word, as it was up to compressed-tensors 0.12.
+        shape_dtype: of "weight_shape"; None: there is none.
         group_size: inputs that share a scale; None: all of an output's.
         is_per_tensor: one scale for the whole module, of shape `scale_shape`.
+        has_flat_scales: one scale per output, stored as [N] and not as [N, 1].
         has_zeros: "weight_zero_point". has_input_groups: "weight_g_idx".
         takes_all_rows: whether the module's rows are the layer part's, in their order.
     """
@@ -32,7 +46,10 @@ class StoredIntegers:
     bits: int
     is_packed: bool
     scale_dtype: torch.dtype
+    has_gaps: bool = False
+    shape_dtype: torch.dtype | None = None
     scale_shape: tuple[int, ...] | None = None
+    has_flat_scales: bool = False
     group_size: int | None = None
     has_zeros: bool = False
     has_input_groups: bool = False
@@ -85,25 +102,29 @@ class StoredWeights(nn.Module):
     def tensor_slots(self, part: str | None) -> Sequence[TensorSlot]:
         """See LinearWeights."""
         rows, stored = self._shape.rows(part), self._stored
-        words = self.words[rows]
-        if stored.is_packed:
-            per_word = Fraction(WORD_BITS, stored.bits)
-            slots = [
-                TensorSlot("weight_packed", words, 0, 1, inputs_per_element=per_word),
-                TensorSlot(
-                    "weight_shape", _meta((2,), torch.int64), store=self._check_shape, is_optional=True
-                ),
-            ]
-        else:
-            slots = [TensorSlot("weight", words, 0, 1)]
-        slots.append(self._scale_slot(part))
+        slots = [self._word_slot(rows), self._scale_slot(part)]
+        if stored.shape_dtype is not None:
+            slots.append(self._shape_slot(part, stored.shape_dtype))
         if stored.has_zeros:
             slots.append(self._zero_slot(part))
-        if self.input_groups is not None:
-            slots.append(TensorSlot("weight_g_idx", self.input_groups, None, 0))
+        if stored.has_input_groups:
+            whole = _meta((self._shape.whole_in_features,), torch.int32)
+            slots.append(TensorSlot("weight_g_idx", whole, store=self._take_input_groups))
         if self.bias is not None:
             slots.append(TensorSlot("bias", self.bias[rows], 0))
+        else:
+            slots.append(unused_bias(rows.stop - rows.start, self._shape.dtype))
         return slots
+
+    def settle_order(self) -> None:
+        """Drop input groups of -1 once all is loaded: the inputs are in groups in their own order."""
+        group_size = self._stored.group_size
+        if self.input_groups is None or group_size is None or int(self.input_groups[0]) >= 0:
+            return
+        columns = _consecutive_columns(self._shape, group_size)
+        self.input_groups = None
+        self.scales = self.scales.index_select(1, columns)
+        self.zeros = None if self.zeros is None else self.zeros.index_select(1, columns)
 
     def read_rows(self, rows: slice) -> Tensor:
         """Some outputs' integers with their offset, uint8 [rows, K], in the inputs' own order."""
@@ -119,14 +140,43 @@ class StoredWeights(nn.Module):
         octets = self.words.view(torch.uint8) ^ 128
         return F.pad(octets, (0, -octets.shape[1] % 4)).view(torch.int32)
 
+    def _word_slot(self, rows: slice) -> TensorSlot:
+        words, stored = self.words[rows], self._stored
+        if not stored.is_packed:
+            return TensorSlot("weight", words, 0, 1)
+        if not stored.has_gaps:
+            return TensorSlot(
+                "weight_packed", words, 0, 1, inputs_per_element=Fraction(WORD_BITS, stored.bits)
+            )
+        inputs, first = self._shape.whole_in_features, self._shape.input_start
+        columns = slice(first, first + self._shape.in_features)
+
+        def store(source: Tensor) -> None:
+            step = max(1, _REPACKED_WEIGHTS // inputs)
+            for start in range(0, len(words), step):
+                integers = unpack_gapped(source[start : start + step], stored.bits, inputs)
+                words[start : start + step] = pack(integers[:, columns], stored.bits)
+
+        whole = _meta((len(words), num_gapped_words(inputs, stored.bits)), torch.int32)
+        return TensorSlot("weight_packed", whole, 0, store=store)
+
     def _scale_slot(self, part: str | None) -> TensorSlot:
         target, stored, columns = self.scales[self._shape.rows(part)], self._stored, self._columns
+
+        def fill(source: Tensor) -> None:
+            require_finite(source, "weight_scale")
+            target.copy_(source)
+
         if stored.scale_shape is not None:
             whole = _meta(stored.scale_shape, stored.scale_dtype)
-            return TensorSlot("weight_scale", whole, store=lambda source: _fill(target, source.reshape(1, 1)))
-        whole = _meta((len(target), _whole_groups(self._shape, stored)), stored.scale_dtype)
+            return TensorSlot("weight_scale", whole, store=lambda source: fill(source.reshape(1, 1)))
+        groups = _whole_groups(self._shape, stored)
+        size = (len(target),) if stored.has_flat_scales else (len(target), groups)
         return TensorSlot(
-            "weight_scale", whole, 0, store=lambda source: _fill(target, source.index_select(1, columns))
+            "weight_scale",
+            _meta(size, stored.scale_dtype),
+            0,
+            store=lambda source: fill(source.reshape(-1, groups).index_select(1, columns)),
         )
 
     def _zero_slot(self, part: str | None) -> TensorSlot:
@@ -153,35 +203,60 @@ class StoredWeights(nn.Module):
         """Zero points are packed along the outputs; where a slice cuts a word the whole tensor is read."""
         shape, bits, columns = self._shape, self._stored.bits, self._columns
         groups = _whole_groups(shape, self._stored)
-        taken, whole_rows = shape.whole_rows(part), _whole_outputs(shape, part)
-        if not any(count * bits % WORD_BITS for count in (taken.start, taken.stop, whole_rows)):
+        taken, whole_rows, has_gaps = shape.whole_rows(part), shape.whole_width(part), self._stored.has_gaps
+        read, count_words = (unpack_gapped, num_gapped_words) if has_gaps else (unpack, num_words)
+        ends = (taken.start, taken.stop, whole_rows)
+        if not has_gaps and not any(count * bits % WORD_BITS for count in ends):
             whole = _meta((num_words(len(target), bits), groups), torch.int32)
             per_word, taken = Fraction(WORD_BITS, bits), slice(0, len(target))
             output_dim: int | None = 0
         elif self._stored.takes_all_rows:
             whole, per_word, output_dim = (
-                _meta((num_words(whole_rows, bits), groups), torch.int32),
+                _meta((count_words(whole_rows, bits), groups), torch.int32),
                 Fraction(1),
                 None,
             )
         else:
             raise QuantizationError(
-                f"weight_zero_point packs {Fraction(WORD_BITS, bits)} outputs in a word, and the layer takes "
-                f"{len(target)} rows of the module: expected a multiple; such a checkpoint cannot be loaded here"
+                f"weight_zero_point packs outputs of {bits} bits in words, and the layer takes {len(target)} rows of "
+                "the module: expected all, or such as fill whole words; such a checkpoint cannot be loaded here"
             )
 
         def store(source: Tensor) -> None:
-            unpacked = unpack(source.t().contiguous(), bits, taken.stop).t()
+            unpacked = read(source.t().contiguous(), bits, taken.stop).t()
             _fill(target, unpacked[taken].index_select(1, columns))
 
         return TensorSlot("weight_zero_point", whole, output_dim, None, per_word, store=store)
 
-    def _check_shape(self, found: Tensor) -> None:
+    def _shape_slot(self, part: str | None, dtype: torch.dtype) -> TensorSlot:
+        """Where a part takes some of the module's rows, its outputs are not known."""
         inputs = self._shape.whole_in_features
-        if int(found[1]) != inputs:
+        outputs = self._shape.whole_width(part) if self._stored.takes_all_rows else None
+
+        def check(source: Tensor) -> None:
+            found = source.tolist()
+            expected = [found[0] if outputs is None else outputs, inputs]
+            if found != expected:
+                raise QuantizationError(
+                    f"says {found}: expected {expected}, outputs and inputs; check that config.json belongs to "
+                    "these weights"
+                )
+
+        return TensorSlot("weight_shape", _meta((2,), dtype), store=check)
+
+    def _take_input_groups(self, source: Tensor) -> None:
+        """Keep those of the slice; all -1 where one is: compressed-tensors takes inputs in their own order then."""
+        shape, last = self._shape, _whole_groups(self._shape, self._stored) - 1
+        assert self.input_groups is not None
+        if bool((source == -1).any()):
+            self.input_groups.fill_(-1)
+            return
+        low, high = int(source.min()), int(source.max())
+        if low < 0 or high > last:
             raise QuantizationError(
-                f"says {found.tolist()}: expected {inputs} inputs; check that config.json belongs to these weights"
+                f"names groups {low} to {high}: expected 0 to {last}; the checkpoint is damaged, fetch it again"
             )
+        self.input_groups.copy_(source[shape.input_start : shape.input_start + shape.in_features])
 
 
 def _group_columns(shape: LinearShape, stored: StoredIntegers) -> Tensor:
@@ -190,17 +265,16 @@ def _group_columns(shape: LinearShape, stored: StoredIntegers) -> Tensor:
         return torch.zeros(1, dtype=torch.int64)
     if stored.has_input_groups:
         return torch.arange(_whole_groups(shape, stored))
-    step = math.gcd(stored.group_size, shape.input_start, shape.in_features)
-    return torch.arange(shape.input_start, shape.input_start + shape.in_features, step) // stored.group_size
+    return _consecutive_columns(shape, stored.group_size)
+
+
+def _consecutive_columns(shape: LinearShape, group_size: int) -> Tensor:
+    step = math.gcd(group_size, shape.input_start, shape.in_features)
+    return torch.arange(shape.input_start, shape.input_start + shape.in_features, step) // group_size
 
 
 def _whole_groups(shape: LinearShape, stored: StoredIntegers) -> int:
     return 1 if stored.group_size is None else shape.whole_in_features // stored.group_size
-
-
-def _whole_outputs(shape: LinearShape, part: str | None) -> int:
-    index = shape.index(part)
-    return shape.parts[index][1] if shape.whole is None else shape.whole.part_widths[index]
 
 
 def _meta(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:

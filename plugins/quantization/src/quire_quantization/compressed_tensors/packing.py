@@ -1,4 +1,4 @@
-"""The bit stream of pack-quantized integers: 1 to 8 bits each in int32 words, lowest bits first, without gaps."""
+"""Pack-quantized integers of 1 to 8 bits in int32 words, lowest bits first: without gaps, and in the old packing."""
 
 from __future__ import annotations
 
@@ -37,3 +37,37 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     low = words.index_select(1, first).to(torch.int64) & 0xFFFFFFFF
     high = words.index_select(1, second).to(torch.int64) << WORD_BITS
     return ((low | high) >> (starts % WORD_BITS)).bitwise_and_((1 << bits) - 1).to(torch.uint8)
+
+
+def num_gapped_words(count: int, bits: int) -> int:
+    """The words that hold `count` integers of that many bits where none goes on in the next word."""
+    return -(-count // (WORD_BITS // bits))
+
+
+def unpack_gapped(words: Tensor, bits: int, count: int) -> Tensor:
+    """The integers of each row, 32 // bits of them in a word and the rest of it empty.
+
+    Args:
+        words: int32 [R, W], W at least num_gapped_words(count, bits).
+        bits: of an integer.
+        count: integers of a row.
+
+    Returns:
+        uint8 [R, count].
+
+    Source: pack_to_int32 of compressed-tensors up to 0.12.
+    """
+    shifts = torch.arange(WORD_BITS // bits, dtype=torch.int32, device=words.device) * bits
+    fields = (words[..., None] >> shifts).bitwise_and_((1 << bits) - 1)
+    return fields.flatten(1)[:, :count].to(torch.uint8)
+
+
+def pack(values: Tensor, bits: int) -> Tensor:
+    """The inverse of `unpack`: int32 [R, num_words(count, bits)] of uint8 [R, count]."""
+    size, device = num_words(values.shape[1], bits), values.device
+    words = torch.zeros(len(values), size + 1, dtype=torch.int64, device=device)
+    starts = torch.arange(values.shape[1], device=device) * bits
+    shifted = values.to(torch.int64) << (starts % WORD_BITS)
+    words.index_add_(1, starts // WORD_BITS, shifted & 0xFFFFFFFF)
+    words.index_add_(1, starts // WORD_BITS + 1, shifted >> WORD_BITS)
+    return words[:, :size].contiguous().view(torch.int32)[:, ::2].contiguous()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from quire.api.protocols import Ops
 from quire.nn.linear_method import LinearShape, TensorSlot
 from quire_quantization.compressed_tensors.integers import StoredIntegers, StoredWeights
+from quire_quantization.compressed_tensors.stored_module import input_scale_slot
 from quire_quantization.tiled import pack_rows
 
 
@@ -64,7 +65,7 @@ class W8A8Weights(nn.Module):
             return ()
         slots = list(self.raw.tensor_slots(part))
         if self.input_scale is not None and self._input_scale_shape is not None:
-            slots.append(TensorSlot("input_scale", self.input_scale.view(self._input_scale_shape)))
+            slots.append(input_scale_slot("input_scale", self.input_scale, self._input_scale_shape))
         return slots
 
     def process_after_loading(self) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from quire.api.errors import QuantizationError
 from quire.api.quantization import StoredModule
-from quire_quantization.tensor_checks import FLOATS, REMEDY
+from quire.nn.linear_method import TensorSlot
+from quire_quantization.tensor_checks import FLOATS, REMEDY, require_finite
 
 ONE = ((1,), ())
 """Shapes of one scale for a whole tensor."""
@@ -21,7 +24,7 @@ def is_plain(module: StoredModule) -> bool:
     weight = module.tensors.get("weight")
     if weight is None or weight.dtype not in _PLAIN:
         return False
-    extra = sorted(name for name in module.tensors if name.startswith(("weight_", "input_")))
+    extra = sorted(name for name in module.tensors if name.startswith(("weight_", "input_", "activation_")))
     if extra:
         raise QuantizationError(
             f"tensor 'weight' is {weight.dtype} and {', '.join(map(repr, extra))} lie beside it: the checkpoint was "
@@ -39,3 +42,23 @@ def refuse_others(module: StoredModule, known: tuple[str, ...]) -> None:
             f"the module has {', '.join(map(repr, others))}, which its scheme does not know; expected "
             f"{', '.join(known)}: {REMEDY}"
         )
+
+
+def require_positive(tensor: Tensor, suffix: str) -> None:
+    """Refuse numbers that nothing can be divided by: QuantizationError where some are not finite, or not above 0."""
+    require_finite(tensor, suffix)
+    least = float(tensor.min())
+    if least <= 0:
+        raise QuantizationError(
+            f"{suffix} has the value {least:.4g}, expected values above 0: fetch the checkpoint again, or quantize anew"
+        )
+
+
+def input_scale_slot(suffix: str, target: Tensor, shape: tuple[int, ...]) -> TensorSlot:
+    """The slot of the one scale that inputs are divided by, stored in `shape`, into `target` of one element."""
+
+    def store(source: Tensor) -> None:
+        require_positive(source, suffix)
+        target.copy_(source.reshape(target.shape))
+
+    return TensorSlot(suffix, target.view(shape), store=store)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from quire.api.errors import QuantizationError
 from quire.api.protocols import Ops
 from quire.nn.linear_method import LinearShape, TensorSlot
 from quire_quantization.compressed_tensors.integers import StoredIntegers, StoredWeights
@@ -66,14 +65,11 @@ class WeightOnlyWeights(nn.Module):
         return () if self.raw is None else self.raw.tensor_slots(part)
 
     def process_after_loading(self) -> None:
-        """Lay the integers out in tiles; keep the words where that cannot be.
-
-        Raises:
-            QuantizationError: weight_g_idx names a group that there are no scales of.
-        """
+        """Lay the integers out in tiles; keep the words where that cannot be."""
         raw, self.raw = self.raw, None
         if raw is None:
             return
+        raw.settle_order()
         order, columns, group_size = _input_order(raw)
         if tile_refusal(self._bits, self._shape.in_features, group_size):
             self.laid_out = PackedWeights(raw, self._bits, self._ops)
@@ -132,11 +128,6 @@ def _input_order(raw: StoredWeights) -> tuple[Tensor | None, Tensor | None, int]
     groups, ids = raw.scales.shape[1], raw.input_groups
     if ids is None:
         return None, None, raw.in_features // groups
-    if int(ids.min()) < 0 or int(ids.max()) >= groups:
-        raise QuantizationError(
-            f"weight_g_idx names groups {int(ids.min())} to {int(ids.max())}: expected 0 to {groups - 1}; "
-            "the checkpoint is damaged, fetch it again"
-        )
     counts = torch.bincount(ids, minlength=groups)
     length = math.gcd(*counts.tolist())
     columns = torch.arange(groups, device=ids.device).repeat_interleave(counts // length)

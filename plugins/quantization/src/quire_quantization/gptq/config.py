@@ -41,6 +41,7 @@ class GPTQConfig:
         zero_offset: what its label says is to be added to a stored zero point: 1, or 0 in gptq_v2.
         lm_head: whether the head is quantized.
         block_modules: the names, within a block, of the modules that are quantized; None: all.
+        by_word: whether it is GPTQModel's, which subtracts zero_offset from whole words of zero points.
     """
 
     parameters: ModuleParameters
@@ -48,14 +49,13 @@ class GPTQConfig:
     zero_offset: int
     lm_head: bool
     block_modules: tuple[str, ...] | None
+    by_word: bool
 
-    def parameters_of(self, name: str) -> ModuleParameters | None:
-        """How a module was quantized; None where `dynamic` says that it was not."""
+    def parameters_of(self, name: str) -> ModuleParameters:
+        """How a module was quantized, if it was."""
         rule = first_match(self.dynamic, name)
-        if rule is None:
+        if rule is None or rule.overrides is None:
             return self.parameters
-        if rule.overrides is None:
-            return None
         return _override(self.parameters, rule.overrides, rule.place + ".")
 
     def skip_reason(self, name: str, is_head: bool) -> str:
@@ -86,7 +86,7 @@ def parse_config(config: Mapping[str, object]) -> GPTQConfig:
         QuantizationError: a value is missing, of a wrong kind, unsupported or contradicts another.
     """
     for key, expected in (("method", "gptq"), ("pack_dtype", "int32")):
-        if config.get(key) not in (None, expected):
+        if config.get(key) is not None and str(config[key]).lower() != expected:
             raise _refusal(key, config[key], f"only {expected!r} is read")
     for key in ("bits", "group_size"):
         if config.get(key) is None:
@@ -101,28 +101,36 @@ def parse_config(config: Mapping[str, object]) -> GPTQConfig:
         zero_offset=ZERO_OFFSETS[_checkpoint_format(config)],
         lm_head=_flag(config, "lm_head", False, ""),
         block_modules=_block_modules(config.get("modules_in_block_to_quantize")),
+        by_word=_is_gptqmodels(config.get("meta")),
     )
+
+
+def _is_gptqmodels(meta: object) -> bool:
+    """Whether a config's `meta` names GPTQModel, as in {"quantizer": ["gptqmodel:7.6.0"]}."""
+    quantizer = meta.get("quantizer") if isinstance(meta, Mapping) else None
+    return "gptqmodel" in str(quantizer).lower()
 
 
 def _checkpoint_format(config: Mapping[str, object]) -> str:
     labels = {key: config[key] for key in ("checkpoint_format", "format") if config.get(key) is not None}
-    if len(set(map(str, labels.values()))) > 1:
+    spelled = {str(value).lower() for value in labels.values()}
+    if len(spelled) > 1:
         raise QuantizationError(
             f"quantization_config contradicts itself: checkpoint_format={labels['checkpoint_format']!r} and "
             f"format={labels['format']!r}; keep the one that the checkpoint was written with"
         )
-    label = next(iter(labels.values()), "gptq")
+    label = next(iter(spelled), "gptq")
     if label == "marlin" or config.get("is_marlin_format"):
         raise QuantizationError(
             "the checkpoint is stored in Marlin's GPU layout (checkpoint_format marlin), which no tool writes any "
             "more; load the GPTQ checkpoint that it was made from: it is repacked while loading"
         )
     if label not in ZERO_OFFSETS:
-        key = next(iter(labels))
+        key, value = next(iter(labels.items()))
         raise _refusal(
-            key, label, f"supported are {', '.join(ZERO_OFFSETS)}; save the checkpoint as one of them"
+            key, value, f"supported are {', '.join(ZERO_OFFSETS)}; save the checkpoint as one of them"
         )
-    return str(label)
+    return label
 
 
 def _override(base: ModuleParameters, values: Mapping[str, object], place: str) -> ModuleParameters:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from quire.api.errors import QuantizationError
 from quire.api.quantization import StoredModule
-from quire_quantization.gptq.config import BITS, ModuleParameters
+from quire_quantization.gptq.config import BITS, GPTQConfig
 from quire_quantization.gptq.packing import WORD_BITS, num_words
 from quire_quantization.tensor_checks import FLOATS, outputs_of, require
 
@@ -21,6 +21,7 @@ class GPTQLayout:
         bits: of a weight. group_size: inputs that share a scale.
         sym: whether the config says that all zero points are 2**(bits - 1).
         zero_offset: what the label says is to be added to a stored zero point.
+        by_word: whether it is known that this is added to whole words, with carries.
         has_own_order: whether each part may assign inputs to groups in an order of its own (act-order).
         has_g_idx: whether it stores each input's group.
         scales_dtype: as torch names it.
@@ -30,17 +31,19 @@ class GPTQLayout:
     group_size: int
     sym: bool
     zero_offset: int
+    by_word: bool
     has_own_order: bool
     has_g_idx: bool
     scales_dtype: str
 
 
-def read_layout(module: StoredModule, parameters: ModuleParameters, zero_offset: int) -> GPTQLayout:
+def read_layout(module: StoredModule, config: GPTQConfig) -> GPTQLayout:
     """The layout of a module.
 
     Raises:
-        QuantizationError: a tensor is missing, or its shape or dtype is not what the parameters say.
+        QuantizationError: a tensor is missing, or its shape or dtype is not what the config says.
     """
+    parameters = config.parameters_of(module.name)
     bits, inputs = parameters.bits, module.in_features
     group_size = parameters.group_size or inputs
     if inputs % group_size:
@@ -54,7 +57,8 @@ def read_layout(module: StoredModule, parameters: ModuleParameters, zero_offset:
         bits=bits,
         group_size=group_size,
         sym=parameters.sym,
-        zero_offset=zero_offset,
+        zero_offset=config.zero_offset,
+        by_word=config.by_word,
         has_own_order=has_own_order,
         has_g_idx="g_idx" in module.tensors,
         scales_dtype=module.tensors["scales"].dtype,

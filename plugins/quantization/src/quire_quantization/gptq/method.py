@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from quire.api.errors import QuantizationError
 from quire.api.protocols import Ops
 from quire.api.quantization import LayerChoice, QuantizationContext, StoredModule
 from quire.nn.linear_method import LinearMethod, LinearShape, TensorSlot
-from quire_quantization.gptq.config import GPTQConfig, ModuleParameters, parse_config
+from quire_quantization.gptq.config import GPTQConfig, parse_config
 from quire_quantization.gptq.layout import GPTQLayout, read_layout
 from quire_quantization.gptq.tensors import LoadingTensors, Notices, PackedWeights
 
@@ -101,12 +101,15 @@ class GPTQQuantization:
         self._notices = Notices()
 
     def choose(self, module: StoredModule) -> LayerChoice:
-        """See QuantizationMethod."""
-        reason = self._plain_reason(module)
-        if reason:
-            return LayerChoice(None, reason)
-        layout = read_layout(module, self._parameters(module), self._config.zero_offset)
-        return self._choose(module, layout)
+        """See QuantizationMethod. What is stored decides; the config's rules explain."""
+        if module.is_tied:
+            return LayerChoice(None, "tied to the embedding, which is not quantized")
+        reason = self._config.skip_reason(module.name, module.is_head)
+        if "weight" in module.tensors and "qweight" not in module.tensors:
+            return LayerChoice(None, reason or "not quantized in the checkpoint")
+        choice = self._choose(module, read_layout(module, self._config))
+        note = f"quantized in the checkpoint although {reason}" if reason else ""
+        return replace(choice, reason="; ".join(filter(None, (note, choice.reason))))
 
     def _choose(self, module: StoredModule, layout: GPTQLayout) -> LayerChoice:
         """The choice for a quantized module."""
@@ -115,23 +118,6 @@ class GPTQQuantization:
 
     def _own_layout(self, layout: GPTQLayout) -> LinearMethod:
         return GPTQMethod(layout, self._ops, self._notices)
-
-    def _plain_reason(self, module: StoredModule) -> str:
-        """Why a module is in 16 bits; "" where it is quantized."""
-        if module.is_tied:
-            return "tied to the embedding, which is not quantized"
-        if "weight" not in module.tensors or "qweight" in module.tensors:
-            return ""
-        return self._config.skip_reason(module.name, module.is_head) or "not quantized in the checkpoint"
-
-    def _parameters(self, module: StoredModule) -> ModuleParameters:
-        parameters = self._config.parameters_of(module.name)
-        if parameters is None:
-            raise QuantizationError(
-                f"{self._config.skip_reason(module.name, module.is_head)}, so expected a 16-bit weight; found "
-                f"{', '.join(sorted(module.tensors))}: the quantization_config is not that of these weights"
-            )
-        return parameters
 
 
 def linear_op(ops: Ops) -> Callable[..., Tensor]:

@@ -12,6 +12,9 @@ from quire.api.errors import QuantizationError
 
 WORD_BITS = 32
 
+WORD_ONES = {bits: sum(1 << shift for shift in range(0, WORD_BITS, bits)) for bits in (2, 4, 8)}
+"""By bits: a word of ones; 3 bits do not fill words evenly, and tools count them field by field."""
+
 
 def values_per_word(bits: int) -> Fraction:
     """How many integers a word holds: 32/3 of 3 bits, which lie 32 together in three words."""
@@ -56,3 +59,15 @@ def unpack_zeros(qzeros: Tensor, bits: int, zero_offset: int) -> Tensor:
     """
     stored = unpack(qzeros.t().contiguous(), bits).t()
     return (stored + zero_offset) & ((1 << bits) - 1)
+
+
+def add_to_words(qzeros: Tensor, bits: int) -> Tensor:
+    """Packed zero points with 1 added to each, carries included: GPTQModel's way from format v1 to v2.
+
+    Args:
+        qzeros: int32, words modulo 2**32.
+        bits: 2, 4 or 8.
+
+    Source: convert_gptq_v1_to_v2_format_module of GPTQModel 7.6.
+    """
+    return qzeros + WORD_ONES[bits]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,8 +13,9 @@ from quire.api.errors import QuantizationError
 from quire.nn.linear_method import LinearShape, TensorSlot
 from quire_quantization.gptq.config import ZERO_OFFSETS
 from quire_quantization.gptq.layout import GPTQLayout
-from quire_quantization.gptq.packing import num_words, values_per_word
-from quire_quantization.gptq.zero_points import asymmetric_offset, symmetric_offset, uniform_zero
+from quire_quantization.gptq.packing import WORD_ONES, add_to_words, num_words, values_per_word
+from quire_quantization.gptq.zero_points import asymmetric_offset, has_carries, symmetric_offset, uniform_zero
+from quire_quantization.tensor_checks import store_finite, unused_bias
 
 logger = logging.getLogger("quire")
 
@@ -98,26 +99,40 @@ class LoadingTensors(nn.Module):
         """See LinearWeights."""
         rows, per_word = self._shape.rows(part), values_per_word(self._layout.bits)
         packed = slice(int(rows.start / per_word), int(rows.stop / per_word))
+        scales = self.scales[:, rows]
         slots = [
             TensorSlot("qweight", self.qweight[:, rows], 1, 0, inputs_per_element=per_word),
             TensorSlot("qzeros", self.qzeros[:, packed], 1, outputs_per_element=per_word),
-            TensorSlot("scales", self.scales[:, rows], 1),
+            TensorSlot("scales", scales, 1, store=store_finite(scales, "scales")),
         ]
         if self.g_idx is not None:
-            slots.append(TensorSlot("g_idx", self.g_idx[self._shape.index(part)], input_dim=0))
+            g_idx = self.g_idx[self._shape.index(part)]
+            slots.append(TensorSlot("g_idx", g_idx, input_dim=0, store=self._store_groups(g_idx)))
         if self.bias is not None:
             slots.append(TensorSlot("bias", self.bias[rows], 0))
         else:
-            width = rows.stop - rows.start
-            unused = torch.empty(width, dtype=self._shape.dtype, device="meta")
-            slots.append(TensorSlot("bias", unused, 0, store=_check_zero, is_optional=True))
+            slots.append(unused_bias(rows.stop - rows.start, self._shape.dtype))
         return slots
+
+    def _store_groups(self, g_idx: Tensor) -> Callable[[Tensor], None]:
+        last = self.scales.shape[0] - 1
+
+        def store(tensor: Tensor) -> None:
+            low, high = int(tensor.min()), int(tensor.max())
+            if low < 0 or high > last:
+                raise QuantizationError(
+                    f"inputs are assigned to groups from {low} to {high}; expected 0 to {last}, the groups that "
+                    "scales and qzeros have: fetch the checkpoint again"
+                )
+            g_idx.copy_(tensor)
+
+        return store
 
     def settle(self, notices: Notices) -> PackedWeights:
         """The tensors in their final meaning; told from them where the config may lie.
 
         Raises:
-            QuantizationError: g_idx names groups that there are not, or its parts contradict desc_act.
+            QuantizationError: the parts' g_idx differ.
         """
         groups = self._groups()
         first, last = int(groups.min()), int(groups.max()) + 1
@@ -125,11 +140,11 @@ class LoadingTensors(nn.Module):
         qzeros: Tensor = self.qzeros
         if last - first < scales.shape[0]:
             scales, qzeros, groups = scales[first:last].clone(), qzeros[first:last].clone(), groups - first
-        offset, is_default = self._zero_offset(qzeros, groups, notices)
+        stored_zeros, offset = self._zero_points(qzeros, groups, notices)
         return PackedWeights(
             qweight=self.qweight,
             scales=scales,
-            qzeros=None if is_default else qzeros,
+            qzeros=stored_zeros,
             zero_offset=offset,
             groups=groups,
             bias=self.bias,
@@ -141,22 +156,25 @@ class LoadingTensors(nn.Module):
             inputs = torch.arange(shape.in_features, device=shape.device)
             return (inputs + shape.input_start) // group_size
         if not torch.equal(self.g_idx, self.g_idx[:1].expand_as(self.g_idx)):
-            names = ", ".join(name for name, _ in shape.parts)
-            raise QuantizationError(
+            raise QuantizationError(self._difference(self.g_idx))
+        return self.g_idx[0].to(torch.int64)
+
+    def _difference(self, g_idx: Tensor) -> str:
+        """What is wrong with parts whose g_idx differ: act-order, which only reorders, or damage."""
+        names = ", ".join(name for name, _ in self._shape.parts)
+        ordered = g_idx.sort().values
+        if torch.equal(ordered, ordered[:1].expand_as(ordered)):
+            return (
                 f"the g_idx of {names} differ, though desc_act is false; set desc_act to true in the "
                 "quantization_config, so that they are kept apart"
             )
-        groups = self.g_idx[0].to(torch.int64)
-        low, high, last = int(groups.min()), int(groups.max()), self.scales.shape[0] - 1
-        if low < 0 or high > last:
-            raise QuantizationError(
-                f"tensor 'g_idx' holds groups from {low} to {high}; expected 0 to {last}, the groups that "
-                "scales and qzeros have; fetch the checkpoint again"
-            )
-        return groups
+        return (
+            f"the g_idx of {names} differ in how many inputs a group has, expected the same in all: "
+            "fetch the checkpoint again"
+        )
 
-    def _zero_offset(self, qzeros: Tensor, groups: Tensor, notices: Notices) -> tuple[int, bool]:
-        """What is to be added to stored zero points, and whether all are 2**(bits - 1) then."""
+    def _zero_points(self, qzeros: Tensor, groups: Tensor, notices: Notices) -> tuple[Tensor | None, int]:
+        """PackedWeights.qzeros and PackedWeights.zero_offset."""
         layout = self._layout
         bits, label = layout.bits, layout.zero_offset
         symmetric = symmetric_offset(uniform_zero(qzeros, bits), bits)
@@ -170,7 +188,15 @@ class LoadingTensors(nn.Module):
                 f"the quantization_config labels the checkpoint {_LABELS[label]}, and its zero points are stored as "
                 f"in {_LABELS[offset]}: read as what they are",
             )
-        return offset, offset == symmetric
+        if offset == symmetric:
+            return None, offset
+        if (
+            offset
+            and bits in WORD_ONES
+            and (layout.by_word or has_carries(self.qweight, qzeros, groups, bits))
+        ):
+            return add_to_words(qzeros, bits), 0
+        return qzeros, offset
 
 
 _LABELS = {offset: label for label, offset in ZERO_OFFSETS.items()}
@@ -178,13 +204,3 @@ _LABELS = {offset: label for label, offset in ZERO_OFFSETS.items()}
 
 def _consecutive(like: Tensor, size: int) -> Tensor:
     return torch.arange(len(like), device=like.device) // size
-
-
-def _check_zero(bias: Tensor) -> None:
-    """AutoGPTQ wrote a bias of zeros for layers that have none."""
-    if bool(bias.any()):
-        largest = float(bias.abs().max())
-        raise QuantizationError(
-            f"the model has no bias here; expected zeros, found values up to {largest:.4g}: check that config.json "
-            "belongs to these weights"
-        )

@@ -33,7 +33,7 @@ class SqueezeLLMMethod:
         sparse = [suffix for suffix in _SPARSE if suffix in module.tensors]
         if sparse:
             raise QuantizationError(
-                f"{module.name} keeps outliers apart ({', '.join(sparse)}), which is not served: "
+                f"it keeps outliers apart ({', '.join(sparse)}), which is not served: "
                 "load a checkpoint that was made without a sparse part"
             )
         if is_unquantized(module, _DENSE):
@@ -61,7 +61,7 @@ def _check_bits(config: Mapping[str, object]) -> None:
 def _check_tensors(module: StoredModule) -> None:
     if module.in_features % PER_WORD:
         raise QuantizationError(
-            f"{module.name}: {module.in_features} inputs are not a multiple of {PER_WORD}, which a word holds: "
+            f"its {module.in_features} inputs are not a multiple of {PER_WORD}, which a word holds: "
             "load the 16-bit checkpoint"
         )
     outputs = outputs_of(module, "lookup_table")

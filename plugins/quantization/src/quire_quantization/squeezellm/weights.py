@@ -13,6 +13,7 @@ from quire.api.errors import QuantizationError
 from quire.api.protocols import Ops
 from quire.nn.linear_method import LinearShape, TensorSlot
 from quire_quantization.squeezellm.linear_ops import PER_WORD, TABLE_SIZE
+from quire_quantization.tensor_checks import store_finite
 
 
 class SqueezeLLMWeights(nn.Module):
@@ -47,11 +48,12 @@ class SqueezeLLMWeights(nn.Module):
     def tensor_slots(self, part: str | None) -> Sequence[TensorSlot]:
         """See LinearWeights."""
         rows = self._shape.rows(part)
+        table = self.lookup_table[rows]
         slots = [
             TensorSlot(
                 "qweight", self.qweight[rows].t(), output_dim=1, input_dim=0, inputs_per_element=PER_WORD
             ),
-            TensorSlot("lookup_table", self.lookup_table[rows], output_dim=0),
+            TensorSlot("lookup_table", table, output_dim=0, store=store_finite(table, "lookup_table")),
         ]
         if self.bias is not None:
             slots.append(TensorSlot("bias", self.bias[rows], output_dim=0))
