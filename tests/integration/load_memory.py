@@ -73,7 +73,7 @@ def settled_bytes() -> int:
 
 
 def main(small: str, large: str, quantization: str | None, options: dict[str, object]) -> dict[str, object]:
-    """Load and run the small model for all that is imported and compiled once; then measure the large one."""
+    """Load and run a model of one layer, for what is imported, compiled or kept by threads once; then measure."""
     sys.setswitchinterval(PERIOD_S / 4)
     settings = {**SETTINGS, "quantization": quantization, "plugins": {"options": options}}
     with LLM(small, **settings) as llm:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 
-SLACK_BYTES = 5_000_000
-"""What is not the checkpoint's: 2 MB of KV cache, buffers, Python objects, pages that are used in part."""
+SLACK_BYTES = 10_000_000
+"""What is not the checkpoint's: 2 MB of KV cache, Python objects, pages used in part, what threads keep."""
 VOCAB_SIZE = 2048
 GROUP_SIZE = 128
+HIDDEN_SIZE, INTERMEDIATE_SIZE = 1024, 2816
 
 Pack = Callable[[int, int], dict[str, Tensor]]
 """The tensors of a module of so many outputs and inputs, by suffix."""
@@ -90,22 +91,22 @@ class Method:
     config: Mapping[str, object] | None = None
     setting: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
-    num_layers: int = 5
+    num_layers: int = 20
 
 
 METHODS = {
-    "int4": Method(bfloat16, 0.32, setting="int4"),
-    "int4 in groups of 128": Method(bfloat16, 0.28, None, "int4", {"int4": {"group_size": 128}}),
-    "int4 with zeros": Method(bfloat16, 0.32, None, "int4", {"int4": {"symmetric": False}}),
-    "int8": Method(bfloat16, 0.51, setting="int8"),
-    "gptq-marlin": Method(gptq, 0.28, GPTQ, "gptq-marlin", num_layers=20),
+    "int4": Method(bfloat16, 0.32, None, "int4", num_layers=10),
+    "int4 in groups of 128": Method(bfloat16, 0.28, None, "int4", {"int4": {"group_size": 128}}, 10),
+    "int4 with zeros": Method(bfloat16, 0.32, None, "int4", {"int4": {"symmetric": False}}, 10),
+    "int8": Method(bfloat16, 0.51, None, "int8", num_layers=10),
+    "gptq-marlin": Method(gptq, 0.28, GPTQ, "gptq-marlin"),
     "gptq-marlin, act-order": Method(
         gptq_act_order, 0.28, {**GPTQ, "desc_act": True}, "gptq-marlin", num_layers=20
     ),
     "gptq-marlin, 8 bits": Method(gptq_8_bits, 0.52, {**GPTQ, "bits": 8}, "gptq-marlin", num_layers=10),
-    "gptq": Method(gptq, 0.28, GPTQ, "gptq", num_layers=20),
-    "awq-marlin": Method(awq, 0.28, AWQ, "awq-marlin", num_layers=20),
-    "awq": Method(awq, 0.28, AWQ, "awq", num_layers=20),
+    "gptq": Method(gptq, 0.28, GPTQ, "gptq"),
+    "awq-marlin": Method(awq, 0.28, AWQ, "awq-marlin"),
+    "awq": Method(awq, 0.28, AWQ, "awq"),
 }
 QUICK = ("int4 in groups of 128", "int8", "gptq-marlin, act-order", "awq-marlin")
 
@@ -129,7 +130,8 @@ def modules(hidden: int, intermediate: int) -> Iterator[tuple[str, int, int]]:
     yield "mlp.down_proj", hidden, intermediate
 
 
-def write(folder: Path, method: Method, hidden: int, intermediate: int, num_layers: int) -> Checkpoint:
+def write(folder: Path, method: Method, num_layers: int) -> Checkpoint:
+    hidden, intermediate = HIDDEN_SIZE, INTERMEDIATE_SIZE
     torch.manual_seed(0)
     plain = {"model.embed_tokens": bfloat16(VOCAB_SIZE, hidden), "model.norm": {"weight": torch.ones(hidden)}}
     linears: dict[str, dict[str, Tensor]] = {}
@@ -181,8 +183,8 @@ def write(folder: Path, method: Method, hidden: int, intermediate: int, num_laye
 )
 def test_memory_of_a_load(name: str, tmp_path: Path) -> None:
     method = METHODS[name]
-    small = write(tmp_path / "small", method, 256, 256, 1)
-    large = write(tmp_path / "large", method, 1024, 2816, method.num_layers)
+    small = write(tmp_path / "small", method, num_layers=1)
+    large = write(tmp_path / "large", method, method.num_layers)
     arguments = json.dumps([str(small.folder), str(large.folder), method.setting, dict(method.options)])
     script = Path(__file__).with_name("load_memory.py")
     process = subprocess.run(
@@ -190,15 +192,15 @@ def test_memory_of_a_load(name: str, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},  # each thread that quantizes has chunks of its own
+        env={**os.environ, "OMP_NUM_THREADS": "1" if method.config else "2"},
     )
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout)
     print(name, found, large)
     held, ratio, in_16_bits = linear_megabytes(found["summary"])
     assert found["samples"] > 20, "too few samples to speak of a peak"
-    num_weights = 1024 * (method.num_layers * (5 * 512 + 3 * 2816) + VOCAB_SIZE * (method.config is None))
-    assert in_16_bits == pytest.approx(2 * num_weights, abs=1e5)
+    rows = method.num_layers * (5 * 512 + 3 * INTERMEDIATE_SIZE) + VOCAB_SIZE * (method.config is None)
+    assert in_16_bits == pytest.approx(2 * HIDDEN_SIZE * rows, abs=1e5)
     assert ratio == pytest.approx(held / in_16_bits, abs=2e-3) and ratio <= method.max_ratio
     held += large.plain_bytes
     resident = max(found["loaded"], found["used"])

@@ -18,6 +18,7 @@ from quire.nn.tiles import inputs_per_word
 from quire_quantization.on_the_fly.options import Int4Options
 from quire_quantization.on_the_fly.rounding import round_groups
 from quire_quantization.on_the_fly.weights import QuantizedOnLoad, Rounding
+from quire_quantization.on_the_fly.workers import Crew, Crews
 
 _BITS = 4
 
@@ -27,7 +28,7 @@ class Int4Quantization:
 
     def __init__(self, context: QuantizationContext) -> None:
         """See QuantizationSpec.factory."""
-        self._ops = context.ops
+        self._ops, self._crews = context.ops, Crews()
         self._options = context.options if isinstance(context.options, Int4Options) else Int4Options()
 
     def choose(self, module: StoredModule) -> LayerChoice:
@@ -39,7 +40,7 @@ class Int4Quantization:
         group_size = dividing_group_size(inputs, inputs if wanted == -1 else wanted)
         if group_size is None:
             return LayerChoice(None, f"its {inputs} inputs are not a multiple of {inputs_per_word(_BITS)}")
-        method = Int4Method(self._ops, group_size, self._options.symmetric)
+        method = Int4Method(self._ops, group_size, self._options.symmetric, self._crews)
         is_other = wanted != -1 and group_size != wanted
         return LayerChoice(method, f"its {inputs} inputs are not a multiple of {wanted}" if is_other else "")
 
@@ -57,11 +58,13 @@ class Int4Method:
 
     Attributes:
         group_size: inputs that share a scale. symmetric: whether there are no zero points.
+        crews: for the threads that quantize.
     """
 
     ops: Ops = field(repr=False, compare=False)
     group_size: int
     symmetric: bool = True
+    crews: Crews = field(default_factory=Crews, repr=False, compare=False)
     op: ClassVar[str] = "w4a16_linear"
     fuses: ClassVar[bool] = True
 
@@ -82,18 +85,21 @@ class Int4Method:
                 f"a slice of {shape.in_features} of its {shape.whole_in_features} inputs cannot be kept in 4 bits: "
                 f"a multiple of {inputs_per_word(_BITS)} is needed; use fewer ranks or the option ignore"
             )
-        return Int4Weights(shape, group_size, self.symmetric, self.ops)
+        rounding = Rounding(
+            _BITS,
+            shape.in_features // group_size,
+            partial(round_groups, group_size=group_size, symmetric=self.symmetric),
+            torch.float16,
+            has_zeros=not self.symmetric,
+        )
+        return Int4Weights(shape, rounding, self.ops, self.crews.get())
 
 
 class Int4Weights(QuantizedOnLoad):
     """Integers of 0 to 15, and for each output and group a scale in 16 bits and maybe a zero point."""
 
-    def __init__(self, shape: LinearShape, group_size: int, symmetric: bool, ops: Ops) -> None:
-        round_rows = partial(round_groups, group_size=group_size, symmetric=symmetric)
-        num_groups = shape.in_features // group_size
-        super().__init__(
-            shape, Rounding(_BITS, num_groups, round_rows, torch.float16, has_zeros=not symmetric)
-        )
+    def __init__(self, shape: LinearShape, rounding: Rounding, ops: Ops, crew: Crew) -> None:
+        super().__init__(shape, rounding, crew)
         self._op = ops.w4a16_linear
 
     def product(self) -> Callable[[Tensor], Tensor]:

@@ -16,6 +16,7 @@ from quire.nn.tiles import inputs_per_word
 from quire_quantization.on_the_fly.options import Int8Options
 from quire_quantization.on_the_fly.rounding import round_channels
 from quire_quantization.on_the_fly.weights import QuantizedOnLoad, Rounding
+from quire_quantization.on_the_fly.workers import Crew, Crews
 
 _BITS = 8
 
@@ -41,20 +42,21 @@ class Int8Method:
     """See Int8Weights."""
 
     ops: Ops = field(repr=False, compare=False)
+    crews: Crews = field(default_factory=Crews, repr=False, compare=False)
     name: ClassVar[str] = "int8"
     op: ClassVar[str] = "w8a8_linear"
     fuses: ClassVar[bool] = True
 
     def create(self, shape: LinearShape) -> Int8Weights:
         """See LinearMethod."""
-        return Int8Weights(shape, self.ops)
+        return Int8Weights(shape, self.ops, self.crews.get())
 
 
 class Int8Weights(QuantizedOnLoad):
     """Integers of -127 to 127 and a float32 scale for each output channel."""
 
-    def __init__(self, shape: LinearShape, ops: Ops) -> None:
-        super().__init__(shape, Rounding(_BITS, 1, round_channels, torch.float32))
+    def __init__(self, shape: LinearShape, ops: Ops, crew: Crew) -> None:
+        super().__init__(shape, Rounding(_BITS, 1, round_channels, torch.float32), crew)
         self._op = ops.w8a8_linear
 
     def product(self) -> Callable[[Tensor], Tensor]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -15,12 +13,10 @@ from torch import Tensor, nn
 from quire.nn.linear_method import LinearShape, TensorSlot
 from quire.nn.tiles import TILE, inputs_per_word, pack_tiles, tile_columns
 from quire_quantization.on_the_fly.rounding import RoundedRows
+from quire_quantization.on_the_fly.workers import Crew
 
 _CHUNK_WEIGHTS = 1 << 17
 """How many weights are quantized at a time: 0.5 MB in float32, so that a chunk's copies fit a core's cache."""
-
-_MAX_WORKERS = 8
-"""Each holds about 3 MB of copies, and more would wait for Python's lock."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -55,10 +51,11 @@ class QuantizedOnLoad(nn.Module):
     zeros: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, shape: LinearShape, rounding: Rounding) -> None:
+    def __init__(self, shape: LinearShape, rounding: Rounding, crew: Crew) -> None:
         """Allocate the tiles of a layer, which stay untouched, and out of memory, until its tensors arrive."""
         super().__init__()
         self._shape, self._rounding = shape, rounding
+        self._crew: Crew | None = crew
         tiles, groups = -(-shape.out_features // TILE), rounding.num_groups
         words = shape.in_features // inputs_per_word(rounding.bits)
 
@@ -87,9 +84,12 @@ class QuantizedOnLoad(nn.Module):
 
     def process_after_loading(self) -> None:
         """See LinearWeights; all is in place already."""
+        self._crew = None
 
     def _store(self, first_row: int, tensor: Tensor) -> None:
         """Quantize [R, K], the layer's rows from `first_row` on; QuantizationError for NaN and infinity."""
+        if self._crew is None:
+            raise RuntimeError("a tensor came after process_after_loading")
         for_tables = Lock()
 
         @torch.inference_mode()
@@ -102,9 +102,7 @@ class QuantizedOnLoad(nn.Module):
             with for_tables:
                 self._place_tables(rows, rounded)
 
-        with single_threaded_workers(self._shape.device) as workers:
-            for _ in workers.map(quantize, self._chunks(first_row, first_row + len(tensor))):
-                pass
+        self._crew.run(quantize, self._chunks(first_row, first_row + len(tensor)))
 
     def _place_tables(self, rows: slice, rounded: RoundedRows) -> None:
         if rounded.scales.dtype == torch.bfloat16:
@@ -120,22 +118,6 @@ class QuantizedOnLoad(nn.Module):
             stop = min(last, first + step if first % TILE == 0 else first + TILE - first % TILE)
             yield slice(first, stop)
             first = stop
-
-
-@contextmanager
-def single_threaded_workers(device: torch.device) -> Iterator[Executor]:
-    """Threads that run each op alone: as many as torch has, up to a limit, for a CPU, and one for a GPU.
-
-    Chunks are too small to be shared by threads op by op: they would wait for each other after every one,
-    and for as long as another process has one of their cores.
-    """
-    count = torch.get_num_threads()
-    size = min(count, _MAX_WORKERS) if device.type == "cpu" else 1
-    try:
-        with ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,)) as workers:
-            yield workers
-    finally:
-        torch.set_num_threads(count)
 
 
 def _place(table: Tensor, rows: slice, tiles: Tensor) -> None:
