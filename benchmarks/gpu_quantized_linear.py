@@ -186,7 +186,7 @@ def _replay_s(work: Callable[[], object], repeats: int) -> float:
 
 
 def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has no types there
 
 
 if __name__ == "__main__":

@@ -31,11 +31,11 @@ from quire.testing.forward import full_logits
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "examples" / "train_tiny"), str(ROOT / "tests")]
 
-from data import SKILLS, evaluation_set, training_example  # noqa: E402
-from evaluate import DEFAULT_MODEL, accuracy, messages  # noqa: E402
-from example import Example  # noqa: E402
+from data import SKILLS, evaluation_set, training_example  # noqa: E402  # found by the path above
+from evaluate import DEFAULT_MODEL, accuracy, messages  # noqa: E402  # likewise
+from example import Example  # noqa: E402  # likewise
 
-from quantized_checkpoints import TOLERANCES, assemble, expected  # noqa: E402
+from quantized_checkpoints import TOLERANCES, assemble, expected  # noqa: E402  # likewise
 
 CALIBRATION_CHATS = 512
 SEED = 20261121

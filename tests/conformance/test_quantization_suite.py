@@ -44,8 +44,7 @@ class TestNaive(QuantizationConformance):
 def test_a_planted_defect_is_found(defect: type, check: str) -> None:
     suite: Any = type("Planted", (TestNaive,), {"spec": naive.spec(defect)})
     try:
-        with pytest.raises(Exception, match=r".") as error:
+        with pytest.raises(ConformanceError):
             getattr(suite(), check)()
-        assert isinstance(error.value, ConformanceError | ValueError), error.value
     finally:
         suite.teardown_class()

@@ -72,10 +72,10 @@ def settled_bytes() -> int:
     return anonymous_bytes()
 
 
-def main(small: str, large: str, quantization: str | None, options: dict[str, object]) -> dict[str, object]:
+def main(small: str, large: str, quantization: str | None, plugins: dict[str, object]) -> dict[str, object]:
     """Load and run a model of one layer, for what is imported, compiled or kept by threads once; then measure."""
     sys.setswitchinterval(PERIOD_S / 4)
-    settings = {**SETTINGS, "quantization": quantization, "plugins": {"options": options}}
+    settings = {**SETTINGS, "quantization": quantization, "plugins": plugins}
     with LLM(small, **settings) as llm:
         generate(llm)
     del llm

@@ -90,23 +90,27 @@ class Method:
     max_ratio: float
     config: Mapping[str, object] | None = None
     setting: str | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
+    plugins: Mapping[str, object] = field(default_factory=dict)
     num_layers: int = 20
+
+
+def options(plugin: str, **values: object) -> dict[str, object]:
+    return {"options": {plugin: values}}
 
 
 METHODS = {
     "int4": Method(bfloat16, 0.32, None, "int4", num_layers=10),
-    "int4 in groups of 128": Method(bfloat16, 0.28, None, "int4", {"int4": {"group_size": 128}}, 10),
-    "int4 with zeros": Method(bfloat16, 0.32, None, "int4", {"int4": {"symmetric": False}}, 10),
+    "int4 in groups of 128": Method(bfloat16, 0.28, None, "int4", options("int4", group_size=128), 10),
+    "int4 with zeros": Method(bfloat16, 0.32, None, "int4", options("int4", symmetric=False), 10),
     "int8": Method(bfloat16, 0.51, None, "int8", num_layers=10),
     "gptq-marlin": Method(gptq, 0.28, GPTQ, "gptq-marlin"),
     "gptq-marlin, act-order": Method(
         gptq_act_order, 0.28, {**GPTQ, "desc_act": True}, "gptq-marlin", num_layers=20
     ),
     "gptq-marlin, 8 bits": Method(gptq_8_bits, 0.52, {**GPTQ, "bits": 8}, "gptq-marlin", num_layers=10),
-    "gptq": Method(gptq, 0.28, GPTQ, "gptq"),
+    "gptq": Method(gptq, 0.28, GPTQ, plugins={"deny": ["gptq-marlin"]}),
     "awq-marlin": Method(awq, 0.28, AWQ, "awq-marlin"),
-    "awq": Method(awq, 0.28, AWQ, "awq"),
+    "awq": Method(awq, 0.28, AWQ, plugins={"deny": ["awq-marlin"]}),
 }
 QUICK = ("int4 in groups of 128", "int8", "gptq-marlin, act-order", "awq-marlin")
 
@@ -185,7 +189,7 @@ def test_memory_of_a_load(name: str, tmp_path: Path) -> None:
     method = METHODS[name]
     small = write(tmp_path / "small", method, num_layers=1)
     large = write(tmp_path / "large", method, method.num_layers)
-    arguments = json.dumps([str(small.folder), str(large.folder), method.setting, dict(method.options)])
+    arguments = json.dumps([str(small.folder), str(large.folder), method.setting, dict(method.plugins)])
     script = Path(__file__).with_name("load_memory.py")
     process = subprocess.run(
         [sys.executable, script, arguments],
@@ -197,6 +201,8 @@ def test_memory_of_a_load(name: str, tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout)
     print(name, found, large)
+    served = re.match(r"quantization: (\S+) of plugin", found["summary"][0])
+    assert served is not None and served[1] == re.split(r"[ ,]", name)[0]
     held, ratio, in_16_bits = linear_megabytes(found["summary"])
     assert found["samples"] > 20, "too few samples to speak of a peak"
     rows = method.num_layers * (5 * 512 + 3 * INTERMEDIATE_SIZE) + VOCAB_SIZE * (method.config is None)

@@ -50,7 +50,7 @@ class Linear(nn.Module):
             (methods[first], self.shape.select(first, last)) for first, last in zip(starts, ends, strict=True)
         )
         made = [method.create(shape) for method, shape in self.runs]
-        self.weights = nn.ModuleList(made)  # type: ignore[arg-type]
+        self.weights = nn.ModuleList(made)  # type: ignore[arg-type]  # LinearWeights are modules; a Protocol cannot say so
         self._of_part = tuple(of_part)
 
     def tensor_slots(self, part: str | None) -> Sequence[TensorSlot]:
@@ -79,7 +79,7 @@ class Linear(nn.Module):
         return f"in_features={self.shape.in_features}, {parts}, bias={self.shape.has_bias}"
 
     def _weights(self, index: int) -> LinearWeights:
-        return self.weights[index]  # type: ignore[return-value]
+        return self.weights[index]  # type: ignore[return-value]  # a ModuleList forgets what its modules are
 
 
 class LMHead(Linear):

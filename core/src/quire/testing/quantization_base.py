@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quire.api.batch import DTypeName
+from quire.api.errors import QuireError
 from quire.api.quantization import (
     QuantizationContext,
     QuantizationMethod,
@@ -28,7 +29,7 @@ from quire.nn.linear import Linear, LinearShape
 from quire.nn.linear_method import WholeLinear
 from quire.ops.table import OpTable
 from quire.plugins import PluginHost, resolve_factory
-from quire.testing.conformance import Conformance, require
+from quire.testing.conformance import Conformance, ConformanceError, require
 from quire.testing.served_model import ServedModel
 from quire.testing.toy_model import ARCHITECTURE, VOCAB_SIZE, toy_tensors, write_toy_checkpoint
 
@@ -171,6 +172,22 @@ class QuantizationBase(Conformance):
             load_weights(model, weight_map, checkpoint, progress=lambda done, total: None)
             model.layer.process_after_loading()
         return model.layer
+
+    def load(
+        self,
+        config: Config,
+        dtype: DTypeName,
+        modules: Mapping[str, Mapping[str, Tensor]],
+        shape: tuple[int, Mapping[str, int]],
+        *,
+        whole: WholeLinear | None = None,
+    ) -> Linear:
+        """The same for tensors that belong there: what loading refuses is a defect of the method."""
+        try:
+            return self.build(config, dtype, modules, shape, whole=whole)
+        except QuireError as error:
+            what = "a layer" if whole is None else "a slice of a layer"
+            raise ConformanceError(f"{what} with tensors that belong to it does not load: {error}") from error
 
     def inputs(self, rows: int, columns: int, dtype: DTypeName, seed: int = 1) -> Tensor:
         """Random activations."""

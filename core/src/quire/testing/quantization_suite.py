@@ -52,7 +52,7 @@ class QuantizationConformance(QuantizationBase):
             packed = self.packed(name, size // 2, size, config)
             bias = torch.linspace(-1, 1, size // 2)
             for tensors, added in ((packed.tensors, 0), ({**packed.tensors, "bias": bias}, bias.double())):
-                layer = self.build(config, dtype, {"a": tensors}, (size, {"a": size // 2}))
+                layer = self.load(config, dtype, {"a": tensors}, (size, {"a": size // 2}))
                 for rows in _ROWS:
                     x = self.inputs(rows, 2 * size, dtype)[:, size // 2 : size // 2 + size]
                     kept = x.clone()
@@ -72,7 +72,7 @@ class QuantizationConformance(QuantizationBase):
                 for index, (part, width) in enumerate(widths.items())
             }
             tensors = {part: packed.tensors for part, packed in parts.items()}
-            layer = self.build(config, dtype, tensors, (size, widths))
+            layer = self.load(config, dtype, tensors, (size, widths))
             x = self.inputs(5, size, dtype)
             expected = torch.cat([self.multiply(x.double(), packed, config) for packed in parts.values()], 1)
             self.check_close(layer(x), expected, dtype, f"{name}, {dtype}, three parts")
@@ -89,7 +89,7 @@ class QuantizationConformance(QuantizationBase):
             for rank in (0, 1):
                 half = {"a": widths[0] // 2, "b": widths[1] // 2}
                 whole = WholeLinear(size, 0, widths, tuple(width // 2 * rank for width in widths))
-                layer = self.build(config, dtype, tensors, (size, half), whole=whole)
+                layer = self.load(config, dtype, tensors, (size, half), whole=whole)
                 expected = torch.cat(
                     [self.multiply(x.double(), part, config).chunk(2, dim=1)[rank] for part in parts], dim=1
                 )
@@ -108,7 +108,7 @@ class QuantizationConformance(QuantizationBase):
             expected = torch.zeros_like(total)
             for rank in (0, 1):
                 whole = WholeLinear(size, size // 2 * rank, (size // 2,), (0,))
-                layer = self.build(
+                layer = self.load(
                     config, dtype, {"a": packed.tensors}, (size // 2, {"a": size // 2}), whole=whole
                 )
                 columns = slice(size // 2 * rank, size // 2 * (rank + 1))
@@ -125,7 +125,7 @@ class QuantizationConformance(QuantizationBase):
         size = self.hidden_size
         for name, config, dtype in self._cases("float32", "bfloat16"):
             packed = self.packed(name, size, size, config)
-            layer = self.build(config, dtype, {"a": packed.tensors}, (size, {"a": size}))
+            layer = self.load(config, dtype, {"a": packed.tensors}, (size, {"a": size}))
             held = sum(tensor.nbytes for tensor in [*layer.parameters(), *layer.buffers()])
             stored = sum(tensor.nbytes for tensor in packed.tensors.values())
             limit = self.max_bytes_ratio * stored
@@ -142,7 +142,7 @@ class QuantizationConformance(QuantizationBase):
         size = self.hidden_size
         for name, config, dtype in self._cases():
             packed = self.packed(name, size, size, config)
-            layer = self.build(config, dtype, {"a": packed.tensors}, (size, {"a": size}))
+            layer = self.load(config, dtype, {"a": packed.tensors}, (size, {"a": size}))
             x = self.inputs(6, size, dtype)
             before = layer(x)
             x[2] = float("nan")
@@ -173,7 +173,7 @@ class QuantizationConformance(QuantizationBase):
         for name, config, dtype in self._cases("float64"):
             if config is not None:
                 weight = self.inputs(size, size, "float64")
-                layer = self.build(config, dtype, {"a": {"weight": weight}}, (size, {"a": size}))
+                layer = self.load(config, dtype, {"a": {"weight": weight}}, (size, {"a": size}))
                 x = self.inputs(3, size, dtype)
                 self.check_close(layer(x), x @ weight.t(), dtype, f"{name}, a module that is not quantized")
             tied = StoredModule("lm_head", {}, size, VOCAB_SIZE, is_head=True, is_tied=True)
@@ -192,7 +192,7 @@ class QuantizationConformance(QuantizationBase):
         size = self.hidden_size
         for name, config, dtype in self._cases("float32"):
             packed = self.packed(name, size, size, config)
-            layers = [self.build(config, dtype, {"a": packed.tensors}, (size, {"a": size})) for _ in range(2)]
+            layers = [self.load(config, dtype, {"a": packed.tensors}, (size, {"a": size})) for _ in range(2)]
             (first, _), (second, _) = layers[0].runs[0], layers[1].runs[0]
             require(
                 first == second, f"{name}: two equal modules give unequal methods: define == of {first!r}"

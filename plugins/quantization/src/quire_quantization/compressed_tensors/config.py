@@ -193,7 +193,7 @@ def _weights(section: Section) -> WeightScheme:
         bits=bits,
         is_float=is_float,
         is_symmetric=is_symmetric,
-        strategy=strategy,  # type: ignore[arg-type]
+        strategy=strategy,  # type: ignore[arg-type]  # compared with the served ones above
         group_size=group_size if strategy == "group" else None,
         block=block,
         has_input_groups=has_input_groups and strategy == "group",

@@ -127,7 +127,7 @@ def linear_op(ops: Ops) -> Callable[..., Tensor]:
         QuantizationError: the plugin that brings it is off.
     """
     try:
-        return getattr(ops, _OP)  # type: ignore[no-any-return]
+        return getattr(ops, _OP)  # type: ignore[no-any-return]  # ops are found by name
     except AttributeError:
         raise QuantizationError(
             f"the op {_OP!r} multiplies weights that cannot be laid out in tiles, and the plugin 'gptq' that brings "
