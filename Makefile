@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements-run.txt)
 PROJECTS := pyproject.toml core/pyproject.toml kernels/pyproject.toml plugins/models/pyproject.toml \
-            plugins/quantization/pyproject.toml
+            plugins/quantization/pyproject.toml plugins/speculative/pyproject.toml
 NIGHTLY := benchmarks/results/nightly.txt
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
@@ -82,7 +82,7 @@ eval-tiny: $(STAMPS)/run ## accuracy of the embedded model per skill, on held-ou
 	$(BIN)/python examples/train_tiny/evaluate.py
 
 wheels: $(STAMPS)/dev ## build the wheels of all distributions into dist/
-	for project in core kernels plugins/models plugins/quantization .; do $(BIN)/python -m build --no-isolation --wheel --outdir dist $$project || exit 1; done
+	for project in core kernels plugins/models plugins/quantization plugins/speculative .; do $(BIN)/python -m build --no-isolation --wheel --outdir dist $$project || exit 1; done
 
 clean: ## remove what was built, and .venv
 	rm -rf $(VENV) dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

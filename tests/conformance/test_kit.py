@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
+import drafter_defects
 import other_defects
 import pytest
 import torch
@@ -26,6 +27,7 @@ from quire.api.specs import (
     AttentionBackendSpec,
     Capabilities,
     CommandSpec,
+    DrafterSpec,
     LogitsProcessorSpec,
     ModelSpec,
     OpImplSpec,
@@ -206,6 +208,13 @@ class Brought:
         return [LogitsProcessorSpec("bans", other_defects.CountsCalls)]
 
     @hookimpl
+    def quire_register_drafters(self) -> list[DrafterSpec]:
+        return [
+            DrafterSpec("leaks", drafter_defects.LeaksWhenReleased),
+            DrafterSpec("needs-a-model", drafter_defects.Counting, settings=drafter_defects.ModelSettings),
+        ]
+
+    @hookimpl
     def quire_register_commands(self) -> list[CommandSpec]:
         return [CommandSpec("hello", "says hello", "nowhere:Nothing")]
 
@@ -227,6 +236,7 @@ def results() -> list[CheckResult]:
         ("OpConformance rotary/halves", "test_equals_the_reference"),
         ("PolicyConformance lifo", "test_leaves_none_behind"),
         ("LogitsProcessorConformance bans", "test_is_pure"),
+        ("DrafterConformance leaks", "test_salts_are_apart"),
     ],
 )
 def test_check_plugin_finds_what_is_wrong(results: list[CheckResult], suite: str, check: str) -> None:
@@ -242,6 +252,7 @@ def test_check_plugin_finds_what_is_wrong(results: list[CheckResult], suite: str
         ("attention backend elsewhere", "needs a GPU"),
         ("command hello", "no suite for the kind 'command'"),
         ("OpConformance twice", "override `cases`"),
+        ("DrafterConformance needs-a-model", "no defaults: give `settings`"),
     ],
 )
 def test_check_plugin_says_what_it_could_not_check(

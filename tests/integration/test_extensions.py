@@ -163,7 +163,9 @@ def test_sliding_windows_are_found_in_the_model_before_its_weights_are_read(
     able = Capabilities(sliding_windows=False)
     specs = [LogitsProcessorSpec("history", HistoryFactory, is_always_on=True, capabilities=able)]
     plugin = make_plugin("narrow", register_logits_processors=lambda: specs)
-    monkeypatch.setattr("quire.engine.build.load_weights", lambda *values: pytest.fail("weights were read"))
+    monkeypatch.setattr(
+        "quire.engine.model_loading.load_weights", lambda *values: pytest.fail("weights were read")
+    )
     with pytest.raises(ConfigError, match="'narrow'.*the sliding windows of.*MistralForCausalLM"):
         open_llm(path, plugin)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from quire.api.config import PluginSettings
 from quire.api.errors import PluginError, SamplingParamsError
 from quire.api.extensions import EngineObserver, StepReport
 from quire.api.specs import DrafterSpec, LogitsProcessorSpec, OpSpec, PluginInfo
+from quire.api.speculation import Drafter, DraftRequest
 from quire.plugins import PluginHost
 from quire.testing.tiny_models import write_tiny_llama
 
@@ -224,14 +226,36 @@ def test_a_policy_that_fails_while_it_comes_back_costs_that_request(folder: Path
         llm.engine._scheduler.check_invariants()
 
 
+class RepeatingDrafter(Drafter):
+    """The last token again; notes for how many requests it was asked."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+        self.num_asked += len(requests)
+        return [[int(request.token_ids[-1])] for request in requests]
+
+
 def test_a_drafter_is_let_go_and_comes_back(folder: Path) -> None:
-    specs = [DrafterSpec("guess", lambda context: object())]
-    with open_llm(folder, make_plugin("drafts", register_drafters=lambda: specs)) as llm:
-        assert llm.plugins.snapshot.drafters == ("guess",)
+    drafter = RepeatingDrafter()
+    specs = [DrafterSpec("guess", lambda context: drafter)]
+    plugin = make_plugin("drafts", register_drafters=lambda: specs)
+    config = {"method": "guess", "adaptive": False}
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    with open_llm(folder, plugin, speculative_config=config) as llm:
+        assert "guess" in llm.plugins.snapshot.drafters
+        expected = llm.generate([[1, 2, 3]], params, use_tqdm=False)[0].outputs[0].token_ids
+        num_asked = drafter.num_asked
+        assert num_asked > 0
         llm.plugins.disable("drafts")
-        assert llm.plugins.snapshot.drafters == () and llm.plugins.disabled == {"drafts"}
+        assert "guess" not in llm.plugins.snapshot.drafters and llm.plugins.disabled == {"drafts"}
+        assert llm.generate([[1, 2, 3]], params, use_tqdm=False)[0].outputs[0].token_ids == expected
+        assert drafter.num_asked == num_asked
         llm.plugins.enable("drafts")
-        assert llm.plugins.snapshot.drafters == ("guess",)
+        assert "guess" in llm.plugins.snapshot.drafters
+        assert llm.generate([[1, 2, 3]], params, use_tqdm=False)[0].outputs[0].token_ids == expected
+        assert drafter.num_asked > num_asked
 
 
 @pytest.mark.parametrize(

@@ -391,11 +391,11 @@ def test_an_interrupt_outside_of_the_model_leaves_a_right_engine(
     owner, name = _interrupt_points(llm)[point]
     call, calls = getattr(owner, name), []
 
-    def interrupted(*args: object) -> object:
+    def interrupted(*args: object, **keywords: object) -> object:
         calls.append(args)
         if len(calls) == nth and not is_after:
             raise KeyboardInterrupt
-        result = call(*args)
+        result = call(*args, **keywords)
         if len(calls) == nth:
             raise KeyboardInterrupt
         return result

@@ -24,6 +24,7 @@ KINDS = (
     "policy",
     "quantization",
     "logits-processor",
+    "drafter",
     "observer",
     "command",
 )

@@ -85,7 +85,7 @@ def test_failures_and_clashes(install: Install, doctor: Any) -> None:
     for words in (
         ("stale", "not_there_at_all", "does not exist"),
         ("raises (quire-raises 1.2)", "broken wing"),
-        ("future", ">=7", "1.1"),
+        ("future", ">=7", "1.2"),
         ("versions", "quire-clash 1.2 requires quire-core>=99", "pip install"),
         ("versions", "surely-not-installed", "not installed"),
         ("twice (first-dist 1.2)", "second-dist"),

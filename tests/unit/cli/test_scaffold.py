@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from quire.api.errors import ConfigError
-from quire.scaffold import KINDS, LATER_KINDS, derive_names, render_distribution, write_distribution
+from quire.scaffold import KINDS, derive_names, render_distribution, write_distribution
 from quire.scaffold.names import ScaffoldNames, check_names
 
 Install = Callable[..., Path]
 Quire = Callable[..., tuple[int, str, str]]
 
 LEFTOVERS = re.compile(
-    r"my-(model|op|policy|logits-processor|observer|plugin)|my_(model|op|policy|logits)|MyModel|[A-Z]+_VERSION|DESCRIPTION|REQUIREMENTS"
+    r"my-(model|op|policy|drafter|logits-processor|observer|plugin)|my_(model|op|policy|drafter|logits)|My(Model|Drafter)|[A-Z]+_VERSION|DESCRIPTION|REQUIREMENTS"
 )
 
 
@@ -156,15 +156,6 @@ def test_nothing_is_overwritten(quire: Quire, tmp_path: Path) -> None:
         write_distribution({"a": "b"}, tmp_path / "precious.txt")
     with pytest.raises(ConfigError, match="cannot write"):
         write_distribution({"a": "b"}, tmp_path / "precious.txt" / "below")
-
-
-@pytest.mark.parametrize("kind", LATER_KINDS)
-def test_kinds_of_later_versions_are_refused_with_the_reason(quire: Quire, kind: str, tmp_path: Path) -> None:
-    status, _, error = quire("plugins", "new", kind, "quire-abc", "--output", str(tmp_path / "x"))
-    assert status == 2
-    assert f"KIND={kind!r} cannot be scaffolded by this version" in error
-    assert "protocol" in error
-    assert not (tmp_path / "x").exists()
 
 
 def test_an_unknown_kind(quire: Quire) -> None:

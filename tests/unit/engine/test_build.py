@@ -193,7 +193,7 @@ def test_a_failed_allocation_is_a_capacity_error(
     def fail(*args: object, **keywords: object) -> None:
         raise error
 
-    monkeypatch.setattr("quire.engine.build.build_model", fail)
+    monkeypatch.setattr("quire.engine.model_loading.build_model", fail)
     text = "the model in .*(MemoryError|out of memory: 7 bytes). Check the sizes .* max_num_seqs"
     with pytest.raises(CapacityError, match=text) as caught:
         build(folder)
@@ -206,7 +206,7 @@ def test_an_error_of_ours_in_an_allocation_stays_what_it_is(
     def fail(*args: object, **keywords: object) -> None:
         raise DeviceError("planted")
 
-    monkeypatch.setattr("quire.engine.build.build_model", fail)
+    monkeypatch.setattr("quire.engine.model_loading.build_model", fail)
     with pytest.raises(DeviceError, match="planted"):
         build(folder)
 

@@ -23,11 +23,12 @@ CHOICES = (2, 1, 1)
 
 
 class Interrupter:
-    """Raises at the `at`-th line that runs in the traced folders, once; counts lines until then."""
+    """Raises at the `at`-th line that runs in the traced folders, once; counts lines, and each file's first."""
 
     def __init__(self, at: int, error: type[BaseException] = KeyboardInterrupt) -> None:
         self.num_lines = 0
         self.where = ""
+        self.first_lines: dict[str, int] = {}
         self._at = at
         self._error = error
 
@@ -46,6 +47,7 @@ class Interrupter:
     def _step(self, frame: FrameType, event: str, argument: Any) -> Callable[..., Any]:
         if event == "line":
             self.num_lines += 1
+            self.first_lines.setdefault(frame.f_code.co_filename, self.num_lines)
             if self.num_lines == self._at:
                 self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
                 raise self._error(f"planted at {self.where}")
@@ -96,7 +98,7 @@ def test_an_exception_at_any_line_of_a_step(make_engine, error, has_plugins):
     assert stats.num_preemptions and stats.num_forks and stats.num_hit_tokens
     stride = counter.num_lines // 150  # every line was tried once, and held
     reached = set()
-    for at in range(1, counter.num_lines, stride):
+    for at in (*counter.first_lines.values(), *range(1, counter.num_lines, stride)):
         engine, interrupter = scarce(make_engine, has_plugins), Interrupter(at, error)
         if error is KeyboardInterrupt:
             with pytest.raises(KeyboardInterrupt):

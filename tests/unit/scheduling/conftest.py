@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -42,22 +44,68 @@ class Row:
     token_ids: list[int]
     history: list[int] = field(default_factory=list)
     table: list[int] = field(default_factory=list)
+    drafts: list[int] = field(default_factory=list)
+
+
+def coming_tokens(token_ids: list[int], count: int) -> list[int]:
+    """The tokens that follow."""
+    known, history = list(token_ids), []
+    for _ in range(count):
+        extend_history(history, known)
+        known.append(history[-1] % VOCABULARY)
+    return known[len(token_ids) :]
+
+
+class Drafting:
+    """Proposes so many tokens, the coming ones; that at `wrong_at` is spoiled."""
+
+    def __init__(self, count: int, wrong_at: int | None = None) -> None:
+        self.count = count
+        self.wrong_at = wrong_at
+
+    def __call__(self, token_ids: list[int]) -> list[int]:
+        drafts = coming_tokens(token_ids, self.count)
+        return [(t + 1) % VOCABULARY if i == self.wrong_at else t for i, t in enumerate(drafts)]
+
+
+class RandomDrafting:
+    """Proposes up to so many tokens, most of them the coming ones."""
+
+    def __init__(self, seed: int, max_drafts: int) -> None:
+        self.draw = random.Random(seed)
+        self.max_drafts = max_drafts
+
+    def __call__(self, token_ids: list[int]) -> list[int]:
+        drafts = coming_tokens(token_ids, self.draw.randint(0, self.max_drafts))
+        return [token if self.draw.random() < 0.8 else self.draw.randrange(VOCABULARY) for token in drafts]
 
 
 class ModelRunner:
     """Executes plans in order; fails on any read of a slot that holds another history."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        propose: Callable[[list[int]], list[int]] | None = None,
+        lookahead: int = 0,
+    ) -> None:
         self.block_size = block_size
+        self.propose = propose
+        self.lookahead = lookahead
         self.content: list[object] = [None] * (num_blocks * block_size)
         self.slots: dict[int, Row] = {}
         self.poisoned: set[str] = set()
         self.failed: set[str] = set()
         self.num_computed: dict[str, int] = {}
         self.num_copies = 0
+        self.draft_counts: Counter[str] = Counter()
 
     def execute(self, plan: StepPlan) -> StepResult:
+        for slot in plan.released_slots:
+            self.slots.pop(slot, None)
         for assignment in plan.assignments:
+            assert assignment.slot not in self.slots, "a slot is taken that nobody released"
             self.slots[assignment.slot] = Row(assignment.request_id, list(assignment.token_ids))
         for update in plan.table_updates:
             table = self.slots[update.slot].table
@@ -67,9 +115,20 @@ class ModelRunner:
         assert len({row.slot for row in plan.rows}) == len(plan.rows), "two rows for one slot"
         written: set[int] = set()
         poisoned = [self._write(row, written) for row in plan.rows]
-        return StepResult(
-            plan.step_id, [self._sample(row, bad) for row, bad in zip(plan.rows, poisoned, strict=True)]
-        )
+        results = [self._sample(row, bad) for row, bad in zip(plan.rows, poisoned, strict=True)]
+        if plan.is_drafting and self.propose is not None:
+            results = [self._draft(result) for result in results]
+        return StepResult(plan.step_id, results)
+
+    def _draft(self, result: RowResult) -> RowResult:
+        if not result.token_ids:
+            return result
+        row = self.slots[result.slot]
+        row.drafts = self.propose(row.token_ids)
+        start = len(row.token_ids) - 1  # from here on, a draft model writes as far as there are slots
+        for position in range(start, min(start + self.lookahead, len(row.table) * self.block_size)):
+            self.content[self._place(row, position)] = "of a draft model"
+        return replace(result, num_drafts=len(row.drafts))
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         sources, destinations = {a for a, _ in copies}, [b for _, b in copies]
@@ -87,9 +146,12 @@ class ModelRunner:
     def _write(self, planned: PlanRow, written: set[int]) -> bool:
         row = self.slots[planned.slot]
         end = planned.start + planned.num_tokens
-        assert planned.num_tokens > 0 and end <= len(row.token_ids), "scheduled tokens that nobody knows"
-        assert planned.is_sampled == (end == len(row.token_ids))
-        extend_history(row.history, row.token_ids)
+        num_drafts = planned.num_drafts
+        assert 0 <= num_drafts < planned.num_tokens and end - num_drafts <= len(row.token_ids)
+        assert planned.is_sampled == (end - num_drafts == len(row.token_ids))
+        assert num_drafts == 0 or (planned.is_sampled and planned.num_tokens == 1 + num_drafts)
+        assert num_drafts <= len(row.drafts), "drafts that nobody proposed"
+        extend_history(row.history, row.token_ids + row.drafts[:num_drafts])
         is_poisoned = row.request_id in self.poisoned
         self.poisoned.discard(row.request_id)
         for position in range(planned.start, end):
@@ -104,14 +166,28 @@ class ModelRunner:
         row = self.slots[planned.slot]
         end = planned.start + planned.num_tokens
         seen = [self.content[self._place(row, position)] for position in range(end)]
-        token_ids = [row.history[end - 1] % VOCABULARY] if planned.is_sampled else []
+        history, token_ids = list(row.history), self._verify(row, planned) if planned.is_sampled else []
         row.token_ids += token_ids
+        del row.history[len(row.token_ids) - 1 if token_ids else end :], row.drafts[:]
         if BAD in seen:
             if is_poisoned:
                 self.failed.add(row.request_id)
             return RowResult(planned.slot, [], error="logits are not finite")
-        assert seen == row.history[:end], f"{row.request_id} reads KV of other tokens"
+        assert seen == history[:end], f"{row.request_id} reads KV of other tokens"
         return RowResult(planned.slot, token_ids)
+
+    def _verify(self, row: Row, planned: PlanRow) -> list[int]:
+        """Accepted drafts and the token after them."""
+        drafts, token_ids = row.drafts[: planned.num_drafts], list[int]()
+        for index in range(len(row.token_ids) - 1, len(row.token_ids) + len(drafts)):
+            token_ids.append(row.history[index] % VOCABULARY)
+            if token_ids != drafts[: len(token_ids)]:
+                break
+        if drafts:
+            num_accepted = len(token_ids) - 1
+            kind = "rejected" if not num_accepted else "accepted" if num_accepted == len(drafts) else "partly"
+            self.draft_counts[kind] += 1
+        return token_ids
 
 
 class Driver:
@@ -128,13 +204,16 @@ class Driver:
         chunked: bool = True,
         policy: str = "fcfs",
         late: int = 0,
+        propose: Callable[[list[int]], list[int]] | None = None,
+        lookahead: int = 0,
     ) -> None:
         self.manager = BlockManager(num_blocks, 4, caching)
-        limits = SchedulerLimits(max_num_seqs, budget, max_model_len, chunked)
+        limits = SchedulerLimits(max_num_seqs, budget, max_model_len, chunked, lookahead)
         self.scheduler = Scheduler(
             limits, self.manager, {"fcfs": FcfsPolicy, "priority": PriorityPolicy}[policy]()
         )
-        self.runner = ModelRunner(num_blocks, 4)
+        self.scheduler.set_drafting(propose is not None)
+        self.runner = ModelRunner(num_blocks, 4, propose, lookahead)
         self.late = late
         self.pending: list[tuple[StepPlan, StepResult]] = []
         self.requests: list[Request] = []
@@ -220,6 +299,16 @@ class Driver:
                 assert request.request_id in self.runner.failed, f"{request.request_id} did not fail itself"
         ends = [update.request for update in self.updates if update.is_finished]
         assert len(set(map(id, ends))) == len(ends), "a request was reported as finished twice"
+
+
+@pytest.fixture(scope="session")
+def make_drafting() -> type[Drafting]:
+    return Drafting
+
+
+@pytest.fixture(scope="session")
+def make_random_drafting() -> type[RandomDrafting]:
+    return RandomDrafting
 
 
 @pytest.fixture(scope="session")

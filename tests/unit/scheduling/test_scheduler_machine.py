@@ -28,7 +28,9 @@ class LastFirst:
         return (-arrival_index,)
 
 
-def build_machine(make_driver, late: int, counts: Counter[str]) -> type[RuleBasedStateMachine]:
+def build_machine(
+    make_driver, make_random_drafting, late: int, counts: Counter[str]
+) -> type[RuleBasedStateMachine]:
     class SchedulerMachine(RuleBasedStateMachine):
         @initialize(
             num_blocks=st.integers(4, 8),
@@ -37,8 +39,10 @@ def build_machine(make_driver, late: int, counts: Counter[str]) -> type[RuleBase
             caching=st.booleans(),
             chunked=st.booleans(),
             policy=st.sampled_from(["fcfs", "priority"]),
+            drafting=st.none() | st.builds(make_random_drafting, st.integers(0, 99), st.integers(1, 6)),
+            lookahead=st.sampled_from([0, 0, 3]),
         )
-        def start(self, num_blocks, budget, max_num_seqs, caching, chunked, policy):
+        def start(self, num_blocks, budget, max_num_seqs, caching, chunked, policy, drafting, lookahead):
             self.driver = make_driver(
                 num_blocks,
                 budget=budget if chunked else budget + 14,
@@ -47,7 +51,13 @@ def build_machine(make_driver, late: int, counts: Counter[str]) -> type[RuleBase
                 chunked=chunked,
                 policy=policy,
                 late=late,
+                propose=drafting,
+                lookahead=lookahead,
             )
+
+        @rule(is_drafting=st.booleans())
+        def toggle_drafting(self, is_drafting):
+            self.driver.scheduler.set_drafting(is_drafting)
 
         @rule(
             prompt=TOKENS,
@@ -128,15 +138,16 @@ def build_machine(make_driver, late: int, counts: Counter[str]) -> type[RuleBase
             counts["copies"] += self.driver.runner.num_copies
             counts["failed"] += len(self.driver.runner.failed)
             counts["finished"] += len(self.driver.requests)
+            counts.update(self.driver.runner.draft_counts)
 
     return SchedulerMachine
 
 
 @pytest.mark.parametrize("late", [0, 1, 2], ids=["sync", "late", "two-late"])
-def test_random_operations(make_driver, late):
+def test_random_operations(make_driver, make_random_drafting, late):
     counts: Counter[str] = Counter()
     run_state_machine_as_test(
-        build_machine(make_driver, late, counts),
+        build_machine(make_driver, make_random_drafting, late, counts),
         settings=settings(
             max_examples=80 if late == 2 else 160,
             stateful_step_count=30,
@@ -145,7 +156,8 @@ def test_random_operations(make_driver, late):
             suppress_health_check=list(HealthCheck),
         ),
     )
-    for name in ("preemptions", "hit tokens", "forks", "copies", "failed", "resets"):
+    names = ("preemptions", "hit tokens", "forks", "copies", "failed", "resets")
+    for name in names if late else (*names, "accepted", "partly", "rejected"):
         assert counts[name] >= 5, counts
     for name in ("aborted waiting", "aborted running", "aborted preempted"):
         assert counts[name] >= 1, counts

@@ -25,6 +25,7 @@ from quire.api.plugin_settings import (
     read_environment,
 )
 from quire.api.section import Section
+from quire.api.speculative_config import SpeculativeConfig, take_older_keywords
 
 __all__ = [
     "SECTIONS",
@@ -38,6 +39,8 @@ __all__ = [
     "SchedulerSettings",
     "Section",
     "Size",
+    "SpeculationSettings",
+    "SpeculativeConfig",
     "layered_plugin_settings",
     "read_toml",
 ]
@@ -160,6 +163,18 @@ class SchedulerSettings(Section):
     scheduling_policy: str = Field("fcfs", min_length=1, description="order of requests: fcfs or priority")
 
 
+class SpeculationSettings(Section):
+    """Drafting tokens that one step verifies together."""
+
+    speculative_config: SpeculativeConfig | None = Field(
+        None,
+        description=(
+            "drafter and its settings, an object such as "
+            '{"method": "ngram", "num_speculative_tokens": 5}; by default nothing is drafted'
+        ),
+    )
+
+
 class DeviceSettings(Section):
     """Where it runs."""
 
@@ -175,6 +190,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "model": ModelSettings,
     "cache": CacheSettings,
     "scheduler": SchedulerSettings,
+    "speculation": SpeculationSettings,
     "device": DeviceSettings,
 }
 """The sections whose fields are keywords of `LLM` and CLI flags; `plugins` has names of its own."""
@@ -186,6 +202,7 @@ class EngineConfig(Section):
     model: ModelSettings = ModelSettings()
     cache: CacheSettings = CacheSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    speculation: SpeculationSettings = SpeculationSettings()
     device: DeviceSettings = DeviceSettings()
     plugins: PluginSettings = PluginSettings()
 
@@ -207,7 +224,7 @@ class EngineConfig(Section):
         sections: dict[str, dict[str, object]] = read_toml(file) if file else {}
         given: object = None
         owner = {name: section for section, model in SECTIONS.items() for name in model.model_fields}
-        for name, value in keywords.items():
+        for name, value in take_older_keywords(keywords).items():
             if value is None:
                 continue  # None is the default, whatever that is
             if name == "plugins":
@@ -307,5 +324,6 @@ def _describe(error: ValidationError) -> str:
         else:
             value: Any = problem.get("input")
             text = "give a list" if problem["type"] == "tuple_type" else problem["msg"]
+            text = text.removeprefix("Value error, ")
             lines.append(f"{path}={value!r}: {text[0].lower()}{text[1:]}")
     return "; ".join(lines)

@@ -19,6 +19,60 @@ PositionLogprobs = dict[int, Logprob]
 
 
 @dataclass(slots=True)
+class SpeculationMetrics:
+    """What became of drafts.
+
+    Attributes:
+        num_drafts: rows of steps in which drafts were verified.
+        num_draft_tokens, num_accepted_tokens: over these rows.
+        num_accepted_tokens_per_pos: by the position in the draft; as many entries as the longest draft had.
+        num_steps_saved: steps that the same output would have taken more: accepted tokens that were kept
+            (a stop drops those after it).
+        propose_s: seconds spent proposing; of a request its share.
+    """
+
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_accepted_tokens_per_pos: list[int] = field(default_factory=list)
+    num_steps_saved: int = 0
+    propose_s: float = 0.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted by proposed tokens; 0 where none was proposed."""
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens that a row with drafts gave on average, the target's own included; 1 where there was none."""
+        return 1 + (self.num_accepted_tokens / self.num_drafts if self.num_drafts else 0.0)
+
+    def add_row(self, num_drafts: int, num_accepted: int, num_kept: int) -> None:
+        """Count one row: its drafts, those accepted, and the tokens that the request kept."""
+        self.num_drafts += 1
+        self.num_draft_tokens += num_drafts
+        self.num_accepted_tokens += num_accepted
+        self.num_steps_saved += max(0, num_kept - 1)
+        per_position = self.num_accepted_tokens_per_pos
+        per_position.extend([0] * (num_drafts - len(per_position)))
+        for position in range(num_accepted):
+            per_position[position] += 1
+
+    def add(self, other: SpeculationMetrics) -> None:
+        """Add another's counts."""
+        self.num_drafts += other.num_drafts
+        self.num_draft_tokens += other.num_draft_tokens
+        self.num_accepted_tokens += other.num_accepted_tokens
+        self.num_steps_saved += other.num_steps_saved
+        self.propose_s += other.propose_s
+        per_position = self.num_accepted_tokens_per_pos
+        per_position.extend([0] * (len(other.num_accepted_tokens_per_pos) - len(per_position)))
+        for position, count in enumerate(other.num_accepted_tokens_per_pos):
+            per_position[position] += count
+
+
+@dataclass(slots=True)
 class RequestMetrics:
     """Timing and counts of one request; times are `time.monotonic` seconds.
 
@@ -26,6 +80,7 @@ class RequestMetrics:
         first_scheduled_s, first_token_s, finished_s: None until it happened.
         num_cached_tokens: prompt tokens taken from the prefix cache.
         num_preemptions: times its blocks were taken away.
+        speculation: what became of its drafts; None where there were none.
     """
 
     arrival_s: float
@@ -35,6 +90,7 @@ class RequestMetrics:
     finished_s: float | None = None
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    speculation: SpeculationMetrics | None = None
 
 
 @dataclass(slots=True)

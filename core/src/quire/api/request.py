@@ -12,6 +12,7 @@ from typing import cast
 
 from quire.api.errors import SamplingParamsError
 from quire.api.foreign_fields import takes_foreign_fields
+from quire.api.outputs import SpeculationMetrics
 from quire.api.plain_data import NotPlainError, plain_copy
 
 MAX_NUM_CHOICES = 16384
@@ -33,7 +34,9 @@ _INT_BOUNDS: dict[str, tuple[int, int]] = {
     "min_tokens": (0, 2**31 - 1),
     "logprobs": (-1, 2**31 - 1),
     "prompt_logprobs": (-1, 2**31 - 1),
+    "max_draft_tokens": (0, 2**31 - 1),
 }
+_OPTIONAL = frozenset({"seed", "max_tokens", "logprobs", "prompt_logprobs", "max_draft_tokens"})
 
 
 @takes_foreign_fields
@@ -61,6 +64,8 @@ class SamplingParams:
         prompt_logprobs: the same for prompt positions; such a request reads no prefix cache.
         logit_bias: token id to a bias, clamped to [-100, 100], added to the logits.
         detokenize: False leaves the text empty.
+        max_draft_tokens: most draft tokens in a step where a drafter is configured; 0 switches it off for
+            this request, None leaves it to the engine. What is generated does not depend on it.
         extra_args: for plugins: the name of a logits processor to its arguments, which are plain data.
 
     Raises:
@@ -89,6 +94,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    max_draft_tokens: int | None = None
     extra_args: Mapping[str, object] | None = None
 
     def __post_init__(self) -> None:
@@ -120,7 +126,7 @@ class SamplingParams:
         _check_number("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above_low=True)
         for name, (low_i, high_i) in _INT_BOUNDS.items():
             value = getattr(self, name)
-            if value is None and name in ("seed", "max_tokens", "logprobs", "prompt_logprobs"):
+            if value is None and name in _OPTIONAL:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise SamplingParamsError(f"{name} must be an integer, got {value!r}")
@@ -236,6 +242,7 @@ class Request:
         fork_of: the request whose prompt blocks this one shares (choices 1 to n-1), else None.
         salt: isolates the prefix cache: only requests of equal salt share blocks.
         logits_processors: names of those that change its logits, settled when it was added.
+        speculation: what became of its drafts; None while there were none.
     """
 
     request_id: str
@@ -259,6 +266,7 @@ class Request:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     error: Exception | None = None
+    speculation: SpeculationMetrics | None = None
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -109,11 +109,18 @@ class QuantizationSpec:
 
 @dataclass(slots=True, frozen=True)
 class DrafterSpec:
-    """A drafter: `speculative_config={"method": name}` selects it; the factory gets an ExtensionContext."""
+    """A drafter: `speculative_config={"method": name}` selects it.
+
+    Attributes:
+        factory: called once per engine with a DrafterContext, gives a Drafter (see `quire.api.speculation`).
+        settings: a pydantic model of its own keys in `speculative_config`, or "module:Class"; None: it has
+            none. What the validated model's `__str__` says is printed at the start.
+    """
 
     name: str
     factory: FactoryRef
     capabilities: Capabilities = Capabilities()
+    settings: FactoryRef | None = None
 
 
 @dataclass(slots=True, frozen=True)

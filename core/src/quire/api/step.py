@@ -17,6 +17,7 @@ class SlotAssignment:
         stop_token_ids: EOS and stop tokens, not sampled before `min_tokens` outputs.
         logits_processors: names of those that change this request's logits, in their order; their
             arguments are in `params.extra_args`.
+        salt: of the request, for drafters.
     """
 
     slot: int
@@ -27,6 +28,7 @@ class SlotAssignment:
     seed: int
     stop_token_ids: frozenset[int]
     logits_processors: tuple[str, ...] = ()
+    salt: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -39,17 +41,20 @@ class PlanRow:
         num_tokens: scheduled tokens; the runner knows their ids.
         is_sampled: whether a token is sampled from the last scheduled token's logits. False for
             a prompt chunk that is not the last.
+        num_drafts: how many of the tokens, the last ones, are drafts to verify; then the token before
+            them is the only other one, and a token is sampled from each one's logits.
     """
 
     slot: int
     start: int
     num_tokens: int
     is_sampled: bool
+    num_drafts: int = 0
 
 
 @dataclass(slots=True, frozen=True)
 class BlockTableUpdate:
-    """`block_ids` go into the slot's block table from `first_index` on (a new or replaced tail)."""
+    """`block_ids` go into the slot's block table from `first_index` on, and end it."""
 
     slot: int
     first_index: int
@@ -58,11 +63,13 @@ class BlockTableUpdate:
 
 @dataclass(slots=True, frozen=True)
 class StepPlan:
-    """One step. The runner applies, in order: assignments, table updates, block copies, rows.
+    """One step. The runner applies, in order: releases, assignments, table updates, block copies, rows.
 
     Attributes:
         rows: decodes and prompt chunks in the scheduler's order.
         block_copies: (source, destination) block ids to copy before the forward pass.
+        released_slots: their requests ended or were preempted since the last plan.
+        is_drafting: whether drafts for the next step are wanted.
     """
 
     step_id: int
@@ -70,6 +77,8 @@ class StepPlan:
     table_updates: list[BlockTableUpdate]
     block_copies: list[tuple[int, int]]
     rows: list[PlanRow]
+    released_slots: list[int] = field(default_factory=list)
+    is_drafting: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -99,11 +108,14 @@ class RowResult:
     """What one plan row gave.
 
     Attributes:
-        token_ids: sampled tokens; empty for a chunk that is not the last, or on an error.
+        token_ids: sampled tokens; empty for a chunk that is not the last, or on an error. Of a row with
+            drafts: those that were accepted, and the one after them.
         logprobs: one per sampled token, where asked for.
         prompt_logprobs: of prompt positions start+1 .. start+num_tokens that lie in the prompt.
         error: why this row alone failed, e.g. "logits are not finite".
         failed_plugin: the plugin whose code failed, where that is why; the row's KV is good then.
+        num_drafts: drafts for the tokens that follow, which the runner keeps for the slot's next row.
+        propose_s: the row's share of the time spent proposing.
     """
 
     slot: int
@@ -112,6 +124,8 @@ class RowResult:
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
     failed_plugin: str | None = None
+    num_drafts: int = 0
+    propose_s: float = 0.0
 
 
 @dataclass(slots=True, frozen=True)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from quire.api.config import SECTIONS
 from quire.api.errors import ConfigError
 from quire.api.request import SamplingParams
+from quire.api.section import Section
+from quire.api.speculative_config import OLDER_KEYWORDS
 from quire.cli.docstrings import argument_help
 
 CLI_SAMPLING_DEFAULTS: tuple[tuple[str, object], ...] = (("temperature", 0.0), ("max_tokens", 256))
@@ -85,6 +87,9 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group(section)
         for setting in settings:
             _add(group, setting)
+    for name in OLDER_KEYWORDS:
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=_number, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +102,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 def engine_keywords(args: argparse.Namespace) -> dict[str, object]:
     """The engine's fields that were given as flags."""
     every = [setting for settings in engine_settings().values() for setting in settings]
-    return _given(args, every)
+    older = {name: vars(args)[name] for name in OLDER_KEYWORDS if name in vars(args)}
+    return {**_given(args, every), **older}
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
@@ -202,4 +208,5 @@ def _read_json(setting: Setting, value: object) -> object:
 def _metavar(kind: object) -> str:
     if kind in (int, float):
         return "N"
-    return "JSON" if _is_mapping(kind) else "X"
+    is_object = _is_mapping(kind) or (isinstance(kind, type) and issubclass(kind, Section))
+    return "JSON" if is_object else "X"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -13,38 +12,34 @@ from torch import nn
 
 from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.config import EngineConfig
-from quire.api.errors import CapacityError, ConfigError, QuireError, TokenizerError
+from quire.api.errors import ConfigError, TokenizerError
 from quire.api.extensions import EngineInfo, ExtensionContext
 from quire.api.quantization import QuantizationRequest
-from quire.api.specs import WeightMap
+from quire.engine.draft_models import Target
 from quire.engine.engine import Engine
 from quire.engine.extensions import DEFAULT_POLICY, ExtensionLoader, LoadedPolicy
 from quire.engine.inputs import InputProcessor
 from quire.engine.logs import show_engine_log
-from quire.engine.model_source import naming, read_model
+from quire.engine.model_loading import ModelFiles, allocating, load_model
+from quire.engine.model_source import read_model
 from quire.engine.observers import Observers
 from quire.engine.parts import EngineParts
 from quire.engine.processor_desk import ProcessorDesk
 from quire.engine.quantization import choose_method, log_summary
 from quire.engine.sizing import choose_dtype, context_length, size_cache, step_limits
+from quire.engine.speculation import Speculation, choose_drafter
 from quire.execution.batch_builder import BatchLimits
 from quire.execution.device import detect_device
 from quire.execution.executor import InProcessExecutor
 from quire.execution.kv_memory import KVBudget
-from quire.execution.model_builder import BuildSettings, BuiltModel, build_model
+from quire.execution.model_builder import BuildSettings, BuiltModel
 from quire.execution.processors import ProcessorTable
 from quire.execution.runner import ModelRunner
 from quire.kvcache.block_manager import BlockManager
-from quire.loading.checkpoint import open_checkpoint
 from quire.loading.generation_config import GenerationConfig, load_generation_config
-from quire.loading.linear_assignment import LinearAssignment
 from quire.loading.quantization_config import read_quantization_config
-from quire.loading.reader_checkpoint import ReaderCheckpoint
 from quire.loading.resolve import resolve_model_folder
-from quire.loading.tensor_copy import TensorSource
 from quire.loading.tokenizer import Tokenizer
-from quire.loading.weight_map import load_weights
-from quire.nn.attention import Attention
 from quire.ops.backend_choice import BackendRequest, choose_attention_backend
 from quire.ops.table import OpTable
 from quire.plugins import PluginHost, resolve_factory
@@ -99,6 +94,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     settings, ops = _build_settings(host, config, device, dtype, max_model_len)
     request = QuantizationRequest(quantization_config, device, dtype)
     quantization = choose_method(config.model.quantization, host, request, ops)
+    chosen_drafter = choose_drafter(config, host)
     extensions = _load_extensions(host, ExtensionContext(config, device, source.config.vocab_size))
     combination = Combination(
         config=config,
@@ -108,22 +104,25 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         attention_backend=settings.attention_backend.name,
         policy=extensions.policy.name,
         quantization=None if quantization is None else quantization.name,
+        drafter=None if chosen_drafter is None else chosen_drafter.spec.name,
     )
     host.check_capabilities(combination)
-    checkpoint = open_checkpoint(source.folder) if reader is None else ReaderCheckpoint(source.folder, reader)
-    loader = _WeightLoader(host, combination, checkpoint)
-    assignment = None if quantization is None else LinearAssignment(quantization.method, checkpoint)
-    if assignment is not None:
-        settings = replace(settings, assign_linears=assignment)
-    with naming(source.origin), _allocating(f"the model in {source.folder}"):
-        built = build_model(source.factory, source.config, settings, loader)
-    _withhold_processors(host, loader.combination, extensions.processors)
+    loaded = load_model(host, ModelFiles(source, reader, quantization), settings, combination)
+    built = loaded.built
+    _withhold_processors(host, loaded.combination, extensions.processors)
     host.prepare_model(built.model, config)
-    budget = size_cache(config, built, detect_device(config.device.device), max_model_len)
-    limits = step_limits(config, budget)
+    speculation, bytes_per_block = None, built.kv_bytes_per_block(config.cache.block_size)
+    if chosen_drafter is not None:
+        target = Target(config, source, settings, ops, combination, tokenizer)
+        speculation = Speculation(chosen_drafter, host, target)
+        bytes_per_block += speculation.kv_bytes_per_block
+    budget = size_cache(config, bytes_per_block, detect_device(config.device.device), max_model_len)
+    limits = step_limits(config, budget, 0 if speculation is None else speculation.num_lookahead_tokens)
     table = ProcessorTable(extensions.processors.loaded, host.calls.call)
-    with _allocating("the KV cache and the step's buffers"):
-        runner = _make_runner(settings, built, limits, budget, table)
+    with allocating("the KV cache and the step's buffers"):
+        runner = _make_runner(settings, built, limits, budget, table, speculation)
+    if speculation is not None:
+        speculation.prepare(runner, budget.num_blocks)
     manager = BlockManager(
         num_blocks=budget.num_blocks,
         block_size=budget.block_size,
@@ -140,8 +139,8 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         device.name,
     )
     logger.info("kernels: attention %s; %s", settings.attention_backend.name, ops.summary())
-    if quantization is not None and assignment is not None:
-        log_summary(quantization, assignment.modules, cast(nn.Module, built.model), ops)
+    if quantization is not None:
+        log_summary(quantization, loaded.modules, cast(nn.Module, built.model), ops)
     logger.info("%s", budget.describe())
     info = EngineInfo(
         config=config,
@@ -171,6 +170,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
             processors=extensions.processors,
             observers=Observers(host.create_observers(config), host.calls, limit_s),
             failures=extensions.failures,
+            drafter_plugin=None if speculation is None else speculation.plugin,
             info=info,
         )
     )
@@ -193,26 +193,6 @@ def _warn_of_unused(config: EngineConfig, host: PluginHost) -> None:
             "given: make it with PluginHost.discover(settings)",
             ", plugins.".join(unused),
         )
-
-
-class _WeightLoader:
-    """Fills a built model, after a last look at what only its layers tell.
-
-    Attributes:
-        combination: with what the layers told.
-    """
-
-    def __init__(self, host: PluginHost, combination: Combination, checkpoint: TensorSource) -> None:
-        self._host = host
-        self.combination = combination
-        self._checkpoint = checkpoint
-
-    def __call__(self, model: nn.Module, weight_map: WeightMap) -> None:
-        layers = [module for module in model.modules() if isinstance(module, Attention)]
-        if any(layer.params.window is not None for layer in layers):
-            self.combination = replace(self.combination, has_sliding_windows=True)
-            self._host.check_capabilities(self.combination)
-        load_weights(model, weight_map, self._checkpoint)
 
 
 def _build_settings(
@@ -253,27 +233,6 @@ def _withhold_processors(host: PluginHost, combination: Combination, desk: Proce
     desk.set_unavailable(unavailable)
 
 
-@contextmanager
-def _allocating(what: str) -> Iterator[None]:
-    """Turn a failed allocation, whoever reports it, into a CapacityError."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, QuireError) or not _is_about_memory(error):
-            raise
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CapacityError(
-            f"{what} could not be allocated: {text}. Check the sizes in config.json, or lower max_model_len, "
-            "max_num_seqs, max_num_batched_tokens or kv_cache_memory_bytes"
-        ) from error
-
-
-def _is_about_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether an allocation failed, and not a model's own code: torch raises RuntimeError for both."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(word in text for word in ("memory", "alloc", "overflow"))
-
-
 def _eos_token_ids(generation: GenerationConfig, tokenizer: Tokenizer | None) -> frozenset[int]:
     """What ends an output: the model's ids, and the tokenizer's where chat models keep another one."""
     ids = set(generation.eos_token_ids)
@@ -306,13 +265,16 @@ def _make_runner(
     limits: SchedulerLimits,
     budget: KVBudget,
     processors: ProcessorTable,
+    speculation: Speculation | None,
 ) -> ModelRunner:
     buffers = BatchLimits(
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_model_len=limits.max_model_len,
         block_size=budget.block_size,
+        max_drafts=0 if speculation is None else speculation.max_drafts,
     )
     caches = built.allocate_kv_caches(budget.num_blocks, budget.block_size)
     backend = settings.attention_backend
-    return ModelRunner(built.model, backend, caches, buffers, built.vocab_size, processors)
+    make_speculator = None if speculation is None else partial(speculation.make_speculator, budget.num_blocks)
+    return ModelRunner(built.model, backend, caches, buffers, built.vocab_size, processors, make_speculator)

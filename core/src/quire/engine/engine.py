@@ -53,6 +53,7 @@ class Engine:
         self._finished: set[str] = set()
         self._untold: list[RequestTracker] = []  # ended, and observers do not know yet
         self._num_requests = 0
+        self._scheduler.set_drafting(parts.drafter_plugin is not None)
         self._statistics = EngineStatistics()
         self._checked_at_s = time.monotonic()
         self._is_closed = False
@@ -65,6 +66,8 @@ class Engine:
                 fallback=parts.fallback_policy,
                 set_policy=self._set_policy,
                 set_fingerprint=self._set_fingerprint,
+                set_drafting=self._scheduler.set_drafting,
+                drafter_plugin=parts.drafter_plugin,
             )
         )
 

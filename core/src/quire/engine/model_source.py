@@ -39,7 +39,17 @@ def read_model(config: EngineConfig, host: PluginHost) -> ModelSource:
     Raises:
         QuireError: there is no such folder, no plugin serves it, or the plugin fails; it is named.
     """
-    folder = resolve_model_folder(config.model.model, config.model.revision, host.resolve_model)
+    return read_model_folder(
+        resolve_model_folder(config.model.model, config.model.revision, host.resolve_model), host
+    )
+
+
+def read_model_folder(folder: Path, host: PluginHost) -> ModelSource:
+    """Read a model's folder, and find the plugin that serves its architecture.
+
+    Raises:
+        QuireError: no plugin serves it, or the plugin fails; it is named.
+    """
     hf_config = read_hf_config(folder)
     architecture = _served(hf_config, host)
     entry = host.models.registration(architecture)

@@ -6,7 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from quire.api.outputs import CompletionOutput, Logprob, PositionLogprobs, RequestMetrics, RequestOutput
+from quire.api.outputs import (
+    CompletionOutput,
+    Logprob,
+    PositionLogprobs,
+    RequestMetrics,
+    RequestOutput,
+    SpeculationMetrics,
+)
 from quire.api.protocols import TokenizerLike
 from quire.api.request import FinishReason, Request
 from quire.api.step import TokenLogprobs
@@ -43,12 +50,16 @@ class PieceDecoder:
 
 
 class ChoiceText:
-    """The text of one choice: detokenized as tokens come, cut at stop strings."""
+    """The text of one choice: detokenized as tokens come, cut at stop strings.
+
+    Attributes:
+        num_tokens: taken in so far, up to a stop string.
+    """
 
     def __init__(self, request: Request, tokenizer: TokenizerLike | None) -> None:
         params = request.params
         self._min_tokens = params.min_tokens
-        self._num_tokens = 0
+        self.num_tokens = 0
         self._text = ""
         self._is_flushed = False
         self._matcher: StopStringMatcher | None = None
@@ -71,7 +82,7 @@ class ChoiceText:
         if self._detokenizer is None or self._is_flushed:
             return None
         for token_id in token_ids:
-            self._num_tokens += 1
+            self.num_tokens += 1
             stop = self._add(self._detokenizer.push(token_id))
             if stop is not None:
                 return stop
@@ -97,7 +108,7 @@ class ChoiceText:
         self._text += piece
         if self._matcher is None:
             return None
-        if self._min_tokens and self._num_tokens <= self._min_tokens:
+        if self._min_tokens and self.num_tokens <= self._min_tokens:
             self._matcher.skip(piece)
             return None
         match = self._matcher.push(piece)
@@ -126,13 +137,16 @@ class ChoiceTracker:
         """Take in new tokens; a stop string that they complete ends the choice and is returned."""
         if self.finish_reason is not None:
             return None
+        num_before = self._text.num_tokens
+        stop = self._text.push(self._visible(update))
+        if stop is not None:
+            self._drop_after_stop(update, self._text.num_tokens - num_before)
+        if stop is None and update.is_finished:
+            stop = self._text.flush()
         self._num_tokens += len(update.new_token_ids)
         for entry in update.logprobs or ():
             self._raw_logprobs.append(entry)
             self._cumulative_logprob += entry.logprob
-        stop = self._text.push(self._visible(update))
-        if stop is None and update.is_finished:
-            stop = self._text.flush()
         if stop is not None:
             self.finish_reason, self._stop_reason = FinishReason.STOP.value, stop
         elif update.is_finished:
@@ -167,6 +181,16 @@ class ChoiceTracker:
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
         )
+
+    def _drop_after_stop(self, update: RequestUpdate, num_kept: int) -> None:
+        """Of the tokens of a step with drafts, those after the stop string were never asked for."""
+        num_dropped = len(update.new_token_ids) - num_kept
+        if num_dropped <= 0:
+            return
+        del self.request.output_token_ids[-num_dropped:]
+        update.new_token_ids = update.new_token_ids[:num_kept]
+        if update.logprobs is not None:
+            update.logprobs = update.logprobs[:num_kept]
 
     def _visible(self, update: RequestUpdate) -> list[int]:
         """The new tokens that give text: not an EOS or stop token that ended the request."""
@@ -261,6 +285,7 @@ class RequestTracker:
         first = self._choices[0].request
         self.metrics.num_cached_tokens = first.num_cached_tokens
         self.metrics.num_preemptions = sum(request.num_preemptions for request in self.requests)
+        self.metrics.speculation = _speculation(self.requests)
         errors = [request.error for request in self.requests if request.error is not None]
         wants_prompt_logprobs = first.params.prompt_logprobs is not None
         return RequestOutput(
@@ -288,6 +313,15 @@ class RequestTracker:
     def _note_end(self) -> None:
         if self.metrics.finished_s is None and self.is_finished:
             self.metrics.finished_s = time.monotonic()
+
+
+def _speculation(requests: Sequence[Request]) -> SpeculationMetrics | None:
+    """What became of the choices' drafts, added up; None where there were none."""
+    total = SpeculationMetrics()
+    counted = [request.speculation for request in requests if request.speculation is not None]
+    for metrics in counted:
+        total.add(metrics)
+    return total if counted else None
 
 
 def _added_tokens(tokenizer: TokenizerLike) -> Mapping[int, str] | None:

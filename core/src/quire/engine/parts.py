@@ -41,6 +41,7 @@ class EngineParts:
         processors: settles which logits processors a request gets.
         observers: told of requests and steps.
         failures: requests, by the scheduler's id, for which a plugin's code failed and that have to end.
+        drafter_plugin: whose drafter the runner uses; None: it uses none.
         info: what life-cycle hooks are told; None calls none.
     """
 
@@ -60,4 +61,5 @@ class EngineParts:
     processors: ProcessorDesk = field(default_factory=ProcessorDesk)
     observers: Observers = field(default_factory=_no_observers)
     failures: MutableMapping[str, Exception] = field(default_factory=dict)
+    drafter_plugin: str | None = None
     info: EngineInfo | None = None

@@ -51,6 +51,8 @@ class SwitchedParts:
     Attributes:
         policy: the configured one. fallback: what orders requests while its plugin is off.
         set_policy: makes the scheduler use a policy. set_fingerprint: gives the prefix cache a fingerprint.
+        drafter_plugin: whose drafter the engine uses; None: it uses none.
+        set_drafting: lets the scheduler ask for drafts, or not.
     """
 
     host: PluginHost
@@ -60,6 +62,8 @@ class SwitchedParts:
     fallback: LoadedPolicy
     set_policy: Callable[[LoadedPolicy], None]
     set_fingerprint: Callable[[str], None]
+    set_drafting: Callable[[bool], None]
+    drafter_plugin: str | None = None
 
 
 class PluginSwitch:
@@ -146,6 +150,8 @@ class PluginSwitch:
             policy = parts.policy if snapshot.policy == parts.policy.name else parts.fallback
             logger.warning("scheduling policy: %s from now on, was %s", snapshot.policy, before.policy)
             parts.set_policy(policy)
+        if parts.drafter_plugin is not None:
+            parts.set_drafting(parts.drafter_plugin not in disabled)
         self.snapshot = snapshot
         for name in sorted(disabled ^ before.disabled):
             logger.info("plugin %r is %s", name, "disabled" if name in disabled else "enabled")

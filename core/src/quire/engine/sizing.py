@@ -10,7 +10,6 @@ from quire.api.config import EngineConfig
 from quire.api.errors import ConfigError
 from quire.api.protocols import ModelConfig
 from quire.execution.kv_memory import KVBudget, KVDemand, size_kv_cache
-from quire.execution.model_builder import BuiltModel
 from quire.loading.hf_config import checkpoint_dtype
 from quire.scheduling.plan import SchedulerLimits
 
@@ -47,11 +46,19 @@ def context_length(config: EngineConfig, model_config: ModelConfig) -> int:
     return asked
 
 
-def size_cache(config: EngineConfig, built: BuiltModel, device: DeviceInfo, max_model_len: int) -> KVBudget:
-    """How many blocks the KV cache gets, and the context length that they hold."""
-    block_size = config.cache.block_size
+def size_cache(
+    config: EngineConfig, bytes_per_block: int, device: DeviceInfo, max_model_len: int
+) -> KVBudget:
+    """How many blocks the KV cache gets, and the context length that they hold.
+
+    Args:
+        config: the settings.
+        bytes_per_block: over all layers of all models.
+        device: its free memory is that of now.
+        max_model_len: what the settings and the model allow.
+    """
     demand = KVDemand(
-        bytes_per_block=built.kv_bytes_per_block(block_size),
+        bytes_per_block=bytes_per_block,
         max_num_seqs=config.scheduler.max_num_seqs,
         max_model_len=max_model_len,
         is_max_model_len_explicit=config.model.max_model_len is not None,
@@ -66,7 +73,7 @@ def size_cache(config: EngineConfig, built: BuiltModel, device: DeviceInfo, max_
     return budget
 
 
-def step_limits(config: EngineConfig, budget: KVBudget) -> SchedulerLimits:
+def step_limits(config: EngineConfig, budget: KVBudget, num_lookahead_tokens: int = 0) -> SchedulerLimits:
     """The scheduler's limits; ConfigError where a step cannot hold a prompt that may not be chunked."""
     scheduler = config.scheduler
     tokens = scheduler.max_num_batched_tokens
@@ -84,4 +91,5 @@ def step_limits(config: EngineConfig, budget: KVBudget) -> SchedulerLimits:
         ),
         max_model_len=budget.max_model_len,
         enable_chunked_prefill=scheduler.enable_chunked_prefill,
+        num_lookahead_tokens=num_lookahead_tokens,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from quire.api.outputs import Metric
+from quire.api.outputs import Metric, SpeculationMetrics
 from quire.api.step import StepPlan
 from quire.execution.runner import RunnerTimes
 from quire.kvcache.allocation import KVCacheUsage
@@ -97,7 +97,32 @@ class EngineStatistics:
         }
         listed = [Metric(PREFIX + name, value, "counter", text) for name, (value, text) in counters.items()]
         listed += [Metric(PREFIX + name, value, "gauge", text) for name, (value, text) in gauges.items()]
+        if scheduler.speculation is not None:
+            listed += _speculation(scheduler.speculation)
         for reason, count in sorted(self.finished.items()):
             labels = {"finished_reason": reason}
             listed.append(Metric(PREFIX + "request_success", count, "counter", "requests ended", labels))
         return listed
+
+
+def _speculation(metrics: SpeculationMetrics) -> list[Metric]:
+    """Figures of drafts."""
+    counters: dict[str, tuple[float, str]] = {
+        "num_drafts": (metrics.num_drafts, "rows of steps in which drafts were verified"),
+        "num_draft_tokens": (metrics.num_draft_tokens, "draft tokens verified"),
+        "num_accepted_tokens": (metrics.num_accepted_tokens, "of these, accepted"),
+        "num_steps_saved": (metrics.num_steps_saved, "steps that the same outputs would have taken more"),
+        "propose_seconds": (metrics.propose_s, "time in proposing"),
+    }
+    gauges: dict[str, tuple[float, str]] = {
+        "acceptance_rate": (metrics.acceptance_rate, "accepted draft tokens by verified ones, 0 to 1"),
+        "mean_acceptance_length": (metrics.mean_acceptance_length, "tokens that a row with drafts gave"),
+    }
+    prefix = PREFIX + "spec_decode_"
+    listed = [Metric(prefix + name, value, "counter", text) for name, (value, text) in counters.items()]
+    listed += [Metric(prefix + name, value, "gauge", text) for name, (value, text) in gauges.items()]
+    for position, count in enumerate(metrics.num_accepted_tokens_per_pos):
+        labels = {"position": str(position)}
+        name = f"{prefix}num_accepted_tokens_per_pos"
+        listed.append(Metric(name, count, "counter", "accepted at this place of the draft", labels))
+    return listed

@@ -16,28 +16,43 @@ IntArray = NDArray[np.int64]
 
 @dataclass(slots=True, frozen=True)
 class BatchLimits:
-    """Sizes of the persistent buffers."""
+    """Sizes of the persistent buffers.
+
+    Attributes:
+        max_drafts: most draft tokens of one request in a step.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
     block_size: int
+    max_drafts: int = 0
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows of a batch: a row with drafts is computed as one row for each of its tokens."""
+        if self.max_drafts == 0:
+            return self.max_num_seqs
+        return min(self.max_num_seqs * (1 + self.max_drafts), self.max_num_batched_tokens)
 
 
 @dataclass(slots=True, frozen=True)
 class BuiltBatch:
-    """A batch, and how its rows relate to the plan's.
+    """A batch, and how it relates to the plan.
 
     Attributes:
         rows: the plan's rows in the batch's order.
-        plan_indices: for each batch row its index in the plan.
-        sampled_rows: batch rows of which a token is sampled, in the order of `batch.logits_rows`.
+        plan_indices: for each of `rows` its index in the plan.
+        sampled_rows: indices of those of which tokens are sampled, in the order of `batch.logits_rows`, which
+            has one entry for each of them, and one more for each draft.
+        slot_mapping: int64 [T], the batch's, on the host.
     """
 
     batch: ForwardBatch
     rows: list[PlanRow]
     plan_indices: list[int]
     sampled_rows: list[int]
+    slot_mapping: IntArray
 
 
 class _Buffer:
@@ -65,33 +80,62 @@ class BatchBuilder:
         self._token_ids = np.zeros((limits.max_num_seqs, limits.max_model_len + 1), dtype=np.int32)
         self._tables = np.zeros((limits.max_num_seqs, self._max_blocks), dtype=np.int32)
         self._num_prompt_tokens = np.zeros(limits.max_num_seqs, dtype=np.int64)
-        tokens, requests = limits.max_num_batched_tokens, limits.max_num_seqs
+        self._num_slots = np.zeros(limits.max_num_seqs, dtype=np.int64)
+        self._num_known = [0] * limits.max_num_seqs
+        tokens, rows = limits.max_num_batched_tokens, limits.max_rows
         long, short = torch.int64, torch.int32
         self._flat_ids = _Buffer((tokens,), long, device)
         self._positions = _Buffer((tokens,), long, device)
         self._rope_lens = _Buffer((tokens,), long, device)
         self._slot_mapping = _Buffer((tokens,), long, device)
-        self._query_start = _Buffer((requests + 1,), short, device)
-        self._seq_lens = _Buffer((requests,), short, device)
-        self._logits_rows = _Buffer((requests,), long, device)
+        self._query_start = _Buffer((rows + 1,), short, device)
+        self._seq_lens = _Buffer((rows,), short, device)
+        self._logits_rows = _Buffer((rows,), long, device)
         self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch has no types for it
-        self._block_tables = _Buffer((requests, self._max_blocks), short, device)
+        self._block_tables = _Buffer((rows, self._max_blocks), short, device)
 
     def assign(self, assignment: SlotAssignment) -> None:
         """A request takes a slot."""
         token_ids = assignment.token_ids
         self._token_ids[assignment.slot, : len(token_ids)] = token_ids
         self._num_prompt_tokens[assignment.slot] = assignment.num_prompt_tokens
+        self._num_known[assignment.slot] = len(token_ids)
 
     def apply(self, plan: StepPlan) -> None:
         """Bring the block tables up to date with a plan."""
         for update in plan.table_updates:
             end = update.first_index + len(update.block_ids)
             self._tables[update.slot, update.first_index : end] = update.block_ids
+            self._num_slots[update.slot] = end * self._block_size
 
-    def set_token(self, slot: int, position: int, token_id: int) -> None:
-        """Record a sampled token, the next step's input."""
-        self._token_ids[slot, position] = token_id
+    def set_tokens(self, slot: int, position: int, token_ids: list[int]) -> None:
+        """Record sampled tokens, which end at the last known one; inputs of the next step."""
+        end = position + len(token_ids)
+        self._token_ids[slot, position:end] = token_ids
+        self._num_known[slot] = end
+
+    def set_drafts(self, slot: int, token_ids: list[int]) -> None:
+        """Record drafts behind the known tokens, for the next step."""
+        start = self._num_known[slot]
+        self._token_ids[slot, start : start + len(token_ids)] = token_ids
+
+    def num_known(self, slot: int) -> int:
+        """How many tokens the request in a slot has: prompt, and output so far."""
+        return self._num_known[slot]
+
+    def num_slots(self, slot: int) -> int:
+        """How many tokens of the request in a slot have a place in the KV cache."""
+        return int(self._num_slots[slot])
+
+    def block_ids(self, slot: int, num_tokens: int) -> NDArray[np.int32]:
+        """The blocks of a slot's first tokens: a view, valid until the next plan is applied."""
+        return self._tables[slot, : -(-num_tokens // self._block_size)]
+
+    def known_tokens(self, slot: int) -> NDArray[np.int32]:
+        """The known tokens of a slot: a read-only view, valid until the slot is assigned again."""
+        view = self._token_ids[slot, : self._num_known[slot]].view()
+        view.flags.writeable = False
+        return view
 
     def token_range(self, slot: int, start: int, stop: int) -> list[int]:
         """Known token ids of a slot."""
@@ -103,23 +147,27 @@ class BatchBuilder:
         return int(self._num_prompt_tokens[slot])
 
     def build(self, plan: StepPlan) -> BuiltBatch:
-        """The batch of a plan, rows of one token first. Valid until the next call."""
+        """The batch of a plan, rows of one token first. Valid until the next call.
+
+        A row with drafts becomes one row for each of its tokens: all KV of a step is written before any is
+        read, so the attention of each is that of a decode, bit for bit, whatever was drafted.
+        """
         if self._copied is not None:
             self._copied.synchronize()  # the last step's copies still read the host arrays
-        order = sorted(range(len(plan.rows)), key=lambda index: plan.rows[index].num_tokens != 1)
+        order = sorted(range(len(plan.rows)), key=lambda index: _is_prompt_part(plan.rows[index]))
         rows = [plan.rows[index] for index in order]
-        num_rows = len(rows)
-        slots = np.fromiter((row.slot for row in rows), np.int64, num_rows)
-        starts = np.fromiter((row.start for row in rows), np.int64, num_rows)
-        lengths = np.fromiter((row.num_tokens for row in rows), np.int64, num_rows)
+        slots, starts, lengths = _split_drafts(rows)
+        num_rows = len(slots)
         ends = np.cumsum(lengths)
         contexts = starts + lengths
         self._fill_tokens(slots, starts, lengths, ends)
         num_tokens = int(ends[-1])
         sampled = [index for index, row in enumerate(rows) if row.is_sampled]
+        logits_rows = _logits_rows(rows)
+        num_logits = len(logits_rows)
         self._query_start.array[1 : num_rows + 1] = ends
         self._seq_lens.array[:num_rows] = contexts
-        self._logits_rows.array[: len(sampled)] = ends[sampled] - 1
+        self._logits_rows.array[:num_logits] = logits_rows
         width = -(-int(contexts.max()) // self._block_size)
         self._block_tables.array[:num_rows, :width] = self._tables[slots, :width]
         flat, some = slice(0, num_tokens), slice(0, num_rows)
@@ -131,7 +179,7 @@ class BatchBuilder:
             seq_lens=self._seq_lens.view(some),
             slot_mapping=self._slot_mapping.view(flat),
             block_tables=self._block_tables.view(some, slice(0, width)),
-            logits_rows=self._logits_rows.view(slice(0, len(sampled))),
+            logits_rows=self._logits_rows.view(slice(0, num_logits)),
             query_lens=lengths.tolist(),
             context_lens=contexts.tolist(),
             num_decode_rows=int((lengths == 1).sum()),
@@ -139,7 +187,7 @@ class BatchBuilder:
         )
         if self._copied is not None:
             self._copied.record()
-        return BuiltBatch(batch, rows, order, sampled)
+        return BuiltBatch(batch, rows, order, sampled, self._slot_mapping.array[flat])
 
     def _fill_tokens(self, slots: IntArray, starts: IntArray, lengths: IntArray, ends: IntArray) -> None:
         num_tokens = int(ends[-1])
@@ -152,3 +200,33 @@ class BatchBuilder:
         self._slot_mapping.array[:num_tokens] = (
             self._tables[flat_slots, blocks].astype(np.int64) * self._block_size + offsets
         )
+
+
+def _is_prompt_part(row: PlanRow) -> bool:
+    """Whether the row is neither a decode nor drafts to verify."""
+    return row.num_tokens - row.num_drafts != 1
+
+
+def _split_drafts(rows: list[PlanRow]) -> tuple[IntArray, IntArray, IntArray]:
+    """Slot, first position and length of the batch's rows, those with drafts token by token."""
+    slots = np.fromiter((row.slot for row in rows), np.int64, len(rows))
+    starts = np.fromiter((row.start for row in rows), np.int64, len(rows))
+    lengths = np.fromiter((row.num_tokens for row in rows), np.int64, len(rows))
+    num_drafts = np.fromiter((row.num_drafts for row in rows), np.int64, len(rows))
+    if not num_drafts.any():
+        return slots, starts, lengths
+    counts = num_drafts + 1
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.repeat(starts, counts) + np.arange(len(first)) - first
+    return np.repeat(slots, counts), starts, np.repeat(lengths - num_drafts, counts)
+
+
+def _logits_rows(rows: list[PlanRow]) -> list[int]:
+    """The tokens whose logits are sampled from: the last of each sampled row, and its drafts."""
+    indices: list[int] = []
+    end = 0
+    for row in rows:
+        end += row.num_tokens
+        if row.is_sampled:
+            indices.extend(range(end - row.num_drafts - 1, end))
+    return indices

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -14,10 +15,14 @@ from quire.api.errors import NumericalError, PluginError
 from quire.api.protocols import AttentionBackend, Model
 from quire.api.step import PlanRow, RowResult, SlotAssignment, StepPlan, StepResult, TokenLogprobs
 from quire.execution.batch_builder import BatchBuilder, BatchLimits, BuiltBatch
+from quire.execution.calibration import CALIBRATION_REPEATS, CALIBRATION_S, CalibrationPlans
+from quire.execution.forward import run_layers
 from quire.execution.logprobs import prompt_logprobs
 from quire.execution.processors import ProcessorTable
 from quire.execution.sampler import Sampler
 from quire.execution.sampling_state import SamplingState
+from quire.execution.speculator import RunnerParts, Speculator
+from quire.execution.verifier import DraftedRow, VerifiedRow, Verifier
 
 
 @dataclass(slots=True)
@@ -27,6 +32,7 @@ class RunnerTimes:
     build_s: float = 0.0
     forward_s: float = 0.0
     sample_s: float = 0.0
+    propose_s: float = 0.0
 
 
 class ModelRunner:
@@ -38,6 +44,7 @@ class ModelRunner:
         kv_caches: one tensor per attention layer, as the backend shapes them.
         limits: sizes of the persistent buffers. vocab_size: the logits' width.
         processors: the logits processors that assignments name; None where there are none.
+        make_speculator: called with this runner's parts; None: nothing is drafted.
     """
 
     def __init__(
@@ -48,44 +55,103 @@ class ModelRunner:
         limits: BatchLimits,
         vocab_size: int,
         processors: ProcessorTable | None = None,
+        make_speculator: Callable[[RunnerParts], Speculator] | None = None,
     ) -> None:
         self._model = model
         self._backend = backend
         self._kv_caches = kv_caches
         self._device = kv_caches[0].device
+        self._limits = limits
         self._builder = BatchBuilder(limits, self._device)
         self._sampling = SamplingState(limits.max_num_seqs, vocab_size)
         self._num_prompt_logprobs: list[int | None] = [None] * limits.max_num_seqs
-        self._sampler = Sampler()
+        self._verifier = Verifier(Sampler(), self._sampling)
         self._processors = processors
+        parts = RunnerParts(self._builder, self._sampling, limits)
+        self._speculator = None if make_speculator is None else make_speculator(parts)
         self.times = RunnerTimes()
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Run one plan: assignments, block tables, block copies, then forward and sampling."""
         begin = time.perf_counter()
+        if self._speculator is not None:
+            self._speculator.release(plan.released_slots)
+        for assignment in plan.assignments:
+            self._assign(assignment)
+            if self._speculator is not None:
+                self._speculator.assign(assignment)
+        self._builder.apply(plan)
+        self._copy_blocks(plan.block_copies)
+        if self._speculator is not None:
+            self._speculator.apply(plan)
+        if not plan.rows:
+            return StepResult(plan.step_id, [])
+        results = self._run_rows(plan, begin)
+        ran_at = time.perf_counter()
+        if self._speculator is not None and any(result.token_ids for result in results):
+            results = self._speculate(plan, results, ran_at - begin)
+            self.times.propose_s += time.perf_counter() - ran_at
+        return StepResult(plan.step_id, results)
+
+    @torch.inference_mode()
+    def calibrate(self, num_blocks: int) -> None:
+        """Measure steps and proposing, for the control of drafts; before the first request.
+
+        Args:
+            num_blocks: of the KV cache, whose contents are overwritten.
+        """
+        if self._speculator is None:
+            return
+        plans = CalibrationPlans(self._limits, num_blocks)
+        step_times = []
+        begin = time.perf_counter()
+        for num_rows in plans.num_rows:
+            step_times.append((num_rows, self._measure(plans.step(num_rows))))
+            if time.perf_counter() - begin > CALIBRATION_S:
+                break
+        plan = plans.prompt()
+        self._builder.assign(plan.assignments[0])
+        self._builder.apply(plan)
+        self._speculator.calibrate(plan.assignments[0], step_times)
+        self.times = RunnerTimes()
+
+    def _measure(self, plan: StepPlan) -> float:
+        """Seconds of a step like this, the least of a few."""
         for assignment in plan.assignments:
             self._assign(assignment)
         self._builder.apply(plan)
-        self._copy_blocks(plan.block_copies)
-        if not plan.rows:
-            return StepResult(plan.step_id, [])
+        seconds = []
+        for _ in range(CALIBRATION_REPEATS):
+            begin = time.perf_counter()
+            self._run_rows(plan, begin)
+            seconds.append(time.perf_counter() - begin)
+        return min(seconds)
+
+    def _run_rows(self, plan: StepPlan, begin: float) -> list[RowResult]:
+        """Batch, forward and sampling; the results in the plan's order."""
         built = self._builder.build(plan)
         built.batch.attention = self._backend.prepare(built.batch)
+        if self._speculator is not None:
+            self._speculator.note_target(built)
         built_at = time.perf_counter()
         hidden = self._forward(built.batch)
         logits = None
         if built.sampled_rows:
             logits = self._model.logits(self._model.finish(hidden[built.batch.logits_rows]))
         forwarded_at = time.perf_counter()
-        results = self._results(built, hidden, logits)
+        verified = self._verify(built, logits) if logits is not None else {}
+        results = self._results(built, hidden, verified)
+        sampled_at = time.perf_counter()
         self.times.build_s += built_at - begin
         self.times.forward_s += forwarded_at - built_at
-        self.times.sample_s += time.perf_counter() - forwarded_at
-        return StepResult(plan.step_id, results)
+        self.times.sample_s += sampled_at - forwarded_at
+        return results
 
     def close(self) -> None:
         """Free weights and caches."""
+        if self._speculator is not None:
+            self._speculator.close()
         self._kv_caches.clear()
         del self._model
 
@@ -106,39 +172,67 @@ class ModelRunner:
         self._backend.copy_blocks(self._kv_caches, ids[:, 0], ids[:, 1])
 
     def _forward(self, batch: ForwardBatch) -> Tensor:
-        hidden = self._model.embed(batch)
-        for layer in self._model.layers:
-            hidden = layer(hidden, batch)
-        return hidden
+        return run_layers(self._model, batch)
 
-    def _results(self, built: BuiltBatch, hidden: Tensor, logits: Tensor | None) -> list[RowResult]:
+    def _results(
+        self, built: BuiltBatch, hidden: Tensor, verified: dict[int, VerifiedRow]
+    ) -> list[RowResult]:
+        """The results in the plan's order."""
         results: list[RowResult | None] = [None] * len(built.rows)
-        sampled = self._sample(built, logits) if logits is not None else {}
         start = 0
         for index, row in enumerate(built.rows):
-            result = sampled.get(index) or RowResult(row.slot, [])
+            found = verified.get(index) or VerifiedRow()
+            result = RowResult(
+                row.slot,
+                found.token_ids,
+                found.logprobs,
+                error=found.error,
+                failed_plugin=found.failed_plugin,
+            )
             if self._num_prompt_logprobs[row.slot] is not None and result.error is None:
                 result = self._with_prompt_logprobs(result, row, hidden[start : start + row.num_tokens])
             results[built.plan_indices[index]] = result
             start += row.num_tokens
         return cast(list[RowResult], results)
 
-    def _sample(self, built: BuiltBatch, logits: Tensor) -> dict[int, RowResult]:
-        slots = [built.rows[index].slot for index in built.sampled_rows]
-        sampled = self._sampler.sample(logits, slots, self._sampling)
-        results: dict[int, RowResult] = {}
-        for position, (index, token_id, entry, error) in enumerate(
-            zip(built.sampled_rows, sampled.token_ids, sampled.logprobs, sampled.errors, strict=True)
-        ):
-            row = built.rows[index]
-            if token_id is None:
-                plugin = sampled.failed_plugins.get(position)
-                results[index] = RowResult(row.slot, [], error=error, failed_plugin=plugin)
-                continue
-            self._sampling.append(row.slot, token_id)
-            self._builder.set_token(row.slot, row.start + row.num_tokens, token_id)
-            results[index] = RowResult(row.slot, [token_id], [entry] if entry is not None else None)
-        return results
+    def _verify(self, built: BuiltBatch, logits: Tensor) -> dict[int, VerifiedRow]:
+        """The tokens of the sampled rows, by their indices; recorded as the next step's inputs."""
+        rows = [built.rows[index] for index in built.sampled_rows]
+        drafted = [
+            DraftedRow(row.slot, self._speculator.draft_ids(row))
+            if self._speculator is not None and row.num_drafts
+            else DraftedRow(row.slot)
+            for row in rows
+        ]
+        verified = self._verifier.verify(logits, drafted)
+        for row, found in zip(rows, verified, strict=True):
+            self._builder.set_tokens(row.slot, row.start + row.num_tokens - row.num_drafts, found.token_ids)
+        return dict(zip(built.sampled_rows, verified, strict=True))
+
+    def _speculate(self, plan: StepPlan, results: list[RowResult], seconds: float) -> list[RowResult]:
+        """Let the drafter learn of the step, and propose for the next one."""
+        speculator = cast(Speculator, self._speculator)
+        sampled = [
+            (row, result)
+            for row, result in zip(plan.rows, results, strict=True)
+            if result.token_ids and result.error is None
+        ]
+        speculator.note([row for row, _ in sampled], [result.token_ids for _, result in sampled])
+        num_drafts = sum(row.num_drafts for row in plan.rows)
+        if len(plan.rows) + num_drafts == plan.num_tokens:
+            speculator.control.note_step(len(plan.rows), num_drafts, seconds)
+        slots = [row.slot for row, _ in sampled]
+        proposals = speculator.propose(slots) if plan.is_drafting and slots else None
+        if proposals is None:
+            return results
+        share = proposals.seconds / len(slots)
+        counts = proposals.num_drafts
+        return [
+            replace(result, num_drafts=counts.get(result.slot, 0), propose_s=share)
+            if result.token_ids and result.error is None
+            else result
+            for result in results
+        ]
 
     def _with_prompt_logprobs(self, result: RowResult, row: PlanRow, hidden: Tensor) -> RowResult:
         """Log-probabilities of the prompt tokens that follow this row's tokens."""

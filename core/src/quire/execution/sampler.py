@@ -48,19 +48,32 @@ class Sampler:
         self._scratch: Tensor | None = None
 
     def sample(self, logits: Tensor, slots: Sequence[int], state: SamplingState) -> SampledRows:
-        """Sample the next token of each row's slot; the state is read, not changed.
+        """Sample the next token of each row's slot, and take its log-probabilities; see `draw`."""
+        drawn = self.draw(logits, slots, state)
+        logprobs = gather_logprobs(logits, slots, drawn.token_ids, state)
+        return SampledRows(drawn.token_ids, logprobs, drawn.errors, drawn.failed_plugins)
+
+    def draw(
+        self, logits: Tensor, slots: Sequence[int], state: SamplingState, offsets: Sequence[int] | None = None
+    ) -> SampledRows:
+        """Sample the next token of each row's slot, without log-probabilities; the state is read, not changed.
 
         In order: logit_bias, min_tokens, plugins' logits processors, penalties, temperature, min_p,
         top_k, top_p, as in vLLM. A processor's failure fails its row alone.
-        Greedy ties go to the lowest id. Draws are for output position `state.num_output_tokens`.
+        Greedy ties go to the lowest id. Draws are for output position `state.num_output_tokens` + offset.
 
         Args:
             logits: [L, V], any floating dtype and device; not changed.
             slots: L slots.
             state: what is known of those slots.
+            offsets: per row, how many tokens lie between the slot's known output and the row's token; not
+                0 only for rows that nothing but temperature and filters change (see `state.needs_edits`).
         """
         if not slots:
             return SampledRows([], [], [])
+        positions = state.num_output_tokens[np.asarray(slots)]
+        if offsets is not None:
+            positions = positions + np.asarray(offsets)
         rows = np.asarray(slots, dtype=np.int64)
         needs_edits = state.needs_edits(rows)
         is_random = state.temperature[rows] > 0.0
@@ -72,7 +85,7 @@ class Sampler:
         token_ids: list[int | None] = best_ids.tolist()
         pending = np.flatnonzero((needs_edits | is_random) & is_finite)
         if len(pending):
-            chosen, failed = self._choose(work, pending, rows[pending], state)
+            chosen, failed = self._choose(work, pending, rows[pending], positions[pending], state)
             for index, token_id, fault in zip(pending.tolist(), chosen, failed, strict=True):
                 token_ids[index] = token_id
                 if isinstance(fault, RowFault):
@@ -80,8 +93,7 @@ class Sampler:
                 else:
                     errors[index] = fault
         sampled = [None if error else token_id for token_id, error in zip(token_ids, errors, strict=True)]
-        logprobs = _gather_logprobs(logits, slots, sampled, state)
-        return SampledRows(sampled, logprobs, errors, failed_plugins)
+        return SampledRows(sampled, [None] * len(sampled), errors, failed_plugins)
 
     def _load(self, logits: Tensor) -> Tensor:
         """The logits as float32 (float64 stays) in the scratch buffer, padded to whole blocks with -inf."""
@@ -100,7 +112,7 @@ class Sampler:
         return work
 
     def _choose(
-        self, work: Tensor, indices: IntArray, slots: IntArray, state: SamplingState
+        self, work: Tensor, indices: IntArray, slots: IntArray, outputs: IntArray, state: SamplingState
     ) -> tuple[list[int], list[RowFault | str | None]]:
         """Tokens of the rows that are not plainly greedy, and why some have none."""
         if len(indices) < len(work):
@@ -125,7 +137,7 @@ class Sampler:
             if len(positions) < len(work):
                 selected = torch.tensor(positions, device=work.device)
                 work, best = work[selected], best[selected]
-            tokens = _draw_tokens(work, best, slots[positions], state)
+            tokens = _draw_tokens(work, best, slots[positions], outputs[positions], state)
             for position, token_id in zip(positions, tokens, strict=True):
                 chosen[position] = token_id
         return chosen, failed
@@ -167,8 +179,13 @@ def _to(ids: IntArray, row: Tensor) -> Tensor:
     return torch.from_numpy(ids).to(row.device)
 
 
-def _draw_tokens(work: Tensor, best: Tensor, slots: IntArray, state: SamplingState) -> list[int]:
-    """Temperature, filters, and one draw per row. `work` is overwritten; `best` is its rows' maxima."""
+def _draw_tokens(
+    work: Tensor, best: Tensor, slots: IntArray, outputs: IntArray, state: SamplingState
+) -> list[int]:
+    """Temperature, filters, and one draw per row, for these output positions.
+
+    `work` is overwritten; `best` is its rows' maxima.
+    """
     temperature = torch.from_numpy(state.temperature[slots]).to(work.device, work.dtype)
     work.sub_(best[:, None]).div_(temperature[:, None])
     min_p, top_k, top_p = state.min_p[slots], state.top_k[slots], state.top_p[slots]
@@ -182,7 +199,7 @@ def _draw_tokens(work: Tensor, best: Tensor, slots: IntArray, state: SamplingSta
         truncate(values, int(top_k[position]), float(top_p[position]))
         if row.device.type != "cpu":
             row.copy_(torch.from_numpy(values))
-    draws = uniform(state.seeds[slots], state.num_output_tokens[slots], Purpose.TOKEN)
+    draws = uniform(state.seeds[slots], outputs, Purpose.TOKEN)
     torch.exp(work, out=work)
     return invert_cdf(work, torch.from_numpy(draws).to(work.device)).tolist()
 
@@ -252,10 +269,10 @@ def _locate(ends: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return index[:, 0], (bounded - starts[:, 0]).clamp_min(0.0)
 
 
-def _gather_logprobs(
+def gather_logprobs(
     logits: Tensor, slots: Sequence[int], token_ids: Sequence[int | None], state: SamplingState
 ) -> list[TokenLogprobs | None]:
-    """Log-probabilities of the rows that ask for them, from the unchanged logits."""
+    """Log-probabilities of the rows that have a token and ask for them, from the unchanged logits."""
     results: list[TokenLogprobs | None] = [None] * len(token_ids)
     asking: list[int] = []
     ids: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -146,6 +147,13 @@ class SamplingState:
             edits.counts.append(token_id)
         if edits.processors is not None:
             edits.processors.output_token_ids.append(token_id)
+
+    def without_edits(self) -> SamplingState:
+        """A view for reading: the same slots as they are at any time, of which nothing needs edits."""
+        view = copy(self)
+        view.has_edits = np.zeros_like(self.has_edits)
+        view.min_tokens = np.zeros_like(self.min_tokens)
+        return view
 
     def needs_edits(self, slots: IntArray) -> npt.NDArray[np.bool_]:
         """Which of the slots' logits are changed before the temperature at the coming token."""

@@ -181,10 +181,15 @@ class BlockManager:
         if request.is_finished:
             self._chains.forget(request)
 
-    def truncate(self, request: Request, num_tokens: int) -> None:
-        """Keep the first tokens only (a rollback of unverified ones); frees the blocks after them."""
+    def truncate(self, request: Request, num_tokens: int) -> int | None:
+        """Keep the first tokens only (a rollback of unverified ones); frees the blocks after them.
+
+        Returns:
+            How many blocks are left; None when there were no more.
+        """
         table = self._tables[request]
-        for block in reversed(table.blocks[-(-num_tokens // self.block_size) :]):
+        surplus = table.blocks[-(-num_tokens // self.block_size) :]
+        for block in reversed(surplus):
             table.blocks.pop()
             self._pool.release(block)
         num_full = num_tokens // self.block_size
@@ -192,6 +197,7 @@ class BlockManager:
         table.num_tokens = min(table.num_tokens, num_tokens)
         table.num_shared_blocks = min(table.num_shared_blocks, len(table.blocks))
         table.num_committed_blocks = min(table.num_committed_blocks, num_full)
+        return len(table.blocks) if surplus else None
 
     def frees_blocks(self, request: Request) -> bool:
         """Whether `free` would free a block now (it does not when all of them are shared)."""

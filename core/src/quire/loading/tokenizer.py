@@ -80,6 +80,10 @@ class Tokenizer:
         """The folder's template, or its named templates."""
         return self.config.chat_template
 
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, added ones included. O(number of tokens)."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, with the BOS and EOS that the model's tokenizer adds.
 

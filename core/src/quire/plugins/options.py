@@ -52,12 +52,27 @@ def validate_options(plugin: str, model: type[BaseModel] | None, given: Mapping[
                 f"plugins.options.{plugin}: the plugin takes no options; leave {', '.join(sorted(given))} out"
             )
         return None
-    for path, unknown, valid in _unknown_keys(model, given, f"plugins.options.{plugin}"):
-        raise OptionsError(f"{path} has no option {unknown!r}: {nearest(unknown, valid)}")
+    return validate_model(model, given, f"plugins.options.{plugin}")
+
+
+def validate_model(model: type[BaseModel], given: Mapping[str, object], path: str) -> BaseModel:
+    """An instance of a plugin's model of settings.
+
+    Args:
+        model: unknown keys are refused, whatever it says of them.
+        given: the settings.
+        path: where they stand, for messages.
+
+    Raises:
+        OptionsError: an unknown key (with the nearest one), or a value that the model refuses.
+        PluginError: the model itself fails.
+    """
+    for place, unknown, valid in _unknown_keys(model, given, path):
+        raise OptionsError(f"{place} has no option {unknown!r}: {nearest(unknown, valid)}")
     try:
         return _build(model, given)
     except ValidationError as error:
-        raise OptionsError(_describe(plugin, error)) from None
+        raise OptionsError(_describe(path, error)) from None
     except Exception as error:
         raise PluginError(f"its options model failed: {type(error).__name__}: {error}") from error
 
@@ -120,11 +135,12 @@ def _nested_model(annotation: object) -> type[BaseModel] | None:
     return annotation if inspect.isclass(annotation) and issubclass(annotation, BaseModel) else None
 
 
-def _describe(plugin: str, error: ValidationError) -> str:
+def _describe(path: str, error: ValidationError) -> str:
     lines = []
     for problem in error.errors(include_url=False, include_context=False):
-        place = ".".join(["plugins.options", plugin, *(str(part) for part in problem["loc"])])
-        message = problem["msg"][0].lower() + problem["msg"][1:]
+        place = ".".join([path, *(str(part) for part in problem["loc"])])
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
         is_missing = problem["type"] == "missing"
         lines.append(f"{place} is required" if is_missing else f"{place}={problem['input']!r}: {message}")
     return "; ".join(lines)

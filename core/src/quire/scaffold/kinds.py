@@ -27,16 +27,10 @@ KINDS: Final[Mapping[str, ScaffoldKind]] = MappingProxyType(
         "model": ScaffoldKind("A model architecture for Quire", ("pytest>=8", "transformers>=5.17")),
         "op": ScaffoldKind("An op for Quire, with its reference and a faster implementation"),
         "quantization": ScaffoldKind("A quantization method for Quire", has_suite=False),
+        "drafter": ScaffoldKind("A drafter for Quire's speculative decoding"),
         "policy": ScaffoldKind("A scheduling policy for Quire"),
         "logits-processor": ScaffoldKind("A logits processor for Quire"),
         "observer": ScaffoldKind("An observer of Quire's engine", has_suite=False),
     }
 )
 """By the name that `quire plugins new` takes, which is also the folder of its templates."""
-
-LATER_KINDS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "drafter": "the protocol of drafters is not settled yet",
-    }
-)
-"""Kinds that plugins can register already, and why there is nothing to scaffold."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from quire.api.errors import ConfigError
+from quire.api.outputs import SpeculationMetrics
 from quire.api.request import Request, RequestStatus
 from quire.api.step import BlockTableUpdate, PlanRow, SlotAssignment, StepPlan, TokenLogprobs
 from quire.kvcache.allocation import Allocation
@@ -20,12 +21,14 @@ class SchedulerLimits:
         max_model_len: prompt and output tokens of one request.
         enable_chunked_prefill: False schedules a request's tokens whole or not at all in a step; only
             a recompute that is longer than the budget is still done in chunks.
+        num_lookahead_tokens: KV slots past a row's tokens that a draft model writes, where there is room.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
     enable_chunked_prefill: bool = True
+    num_lookahead_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens"):
@@ -47,6 +50,8 @@ class RequestState:
         is_forked: whether its prompt's blocks came from its leader at admission.
         is_damaged: whether it ended with blocks whose content is not to be trusted.
         num_prompt_logprobs: prompt positions whose logprobs were handed out.
+        num_drafts: draft tokens that the runner holds for its next row.
+        is_verifying: whether a plan not updated yet verifies drafts: where it goes on is not known then.
         ticket: its valid entry in the waiting queue, None where it is not queued.
     """
 
@@ -58,6 +63,8 @@ class RequestState:
     is_forked: bool = False
     is_damaged: bool = False
     num_prompt_logprobs: int = 0
+    num_drafts: int = 0
+    is_verifying: bool = False
     ticket: tuple[tuple[float, ...], int, RequestState] | None = None
 
     @property
@@ -101,7 +108,11 @@ class RequestUpdate:
 
 @dataclass(slots=True, frozen=True)
 class SchedulerStats:
-    """Counters since the start, and the queues of now (`num_running`, `num_waiting`)."""
+    """Counters since the start, and the queues of now (`num_running`, `num_waiting`).
+
+    Attributes:
+        speculation: None where drafts were never asked for.
+    """
 
     num_steps: int
     num_scheduled_tokens: int
@@ -111,6 +122,7 @@ class SchedulerStats:
     num_hit_tokens: int
     num_running: int
     num_waiting: int
+    speculation: SpeculationMetrics | None = None
 
 
 @dataclass(slots=True)
@@ -137,6 +149,7 @@ class PlanBuilder:
                 seed=request.seed,
                 stop_token_ids=request.stop_token_ids,
                 logits_processors=request.logits_processors,
+                salt=request.salt,
             )
         )
         self.table_updates.append(BlockTableUpdate(slot, 0, block_ids))
@@ -146,6 +159,22 @@ class PlanBuilder:
         self.table_updates.append(BlockTableUpdate(slot, allocation.first_index, list(allocation.block_ids)))
         self.block_copies.extend(allocation.copies)
 
-    def build(self) -> StepPlan:
+    def cut_table(self, slot: int, num_blocks: int) -> None:
+        """A running request gave up the blocks after its first ones."""
+        self.table_updates.append(BlockTableUpdate(slot, num_blocks, []))
+
+    def drop_table(self, slot: int) -> None:
+        """The request in the slot is preempted: nothing of this plan is for it."""
+        self.table_updates = [update for update in self.table_updates if update.slot != slot]
+
+    def build(self, released_slots: list[int], is_drafting: bool) -> StepPlan:
         """The finished plan."""
-        return StepPlan(self.step_id, self.assignments, self.table_updates, self.block_copies, self.rows)
+        return StepPlan(
+            self.step_id,
+            self.assignments,
+            self.table_updates,
+            self.block_copies,
+            self.rows,
+            released_slots,
+            is_drafting,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quire.api.request import Request
 from quire.api.step import PlanRow
 from quire.kvcache.block_manager import BlockManager
 from quire.scheduling.admission import Admission
@@ -14,14 +15,22 @@ _MAX_PREEMPTIONS = 8
 class Planner:
     """Spends a step's token budget: on running requests first, then on waiting ones, by key.
 
+    Drafts and lookahead are planned where there is room, and nobody is preempted for them.
     Without room for a running request, those after it are preempted for it, in reverse order; a step
     that preempts admits nobody. A waiting request that does not fit holds back those behind it.
     """
 
-    def __init__(self, requests: TrackedRequests, block_manager: BlockManager, admission: Admission) -> None:
+    def __init__(
+        self,
+        requests: TrackedRequests,
+        block_manager: BlockManager,
+        admission: Admission,
+        num_lookahead_tokens: int = 0,
+    ) -> None:
         self._requests = requests
         self._manager = block_manager
         self._admission = admission
+        self._num_lookahead_tokens = num_lookahead_tokens
 
     def fill(self, builder: PlanBuilder) -> None:
         """Plan the step that the builder begins."""
@@ -37,24 +46,56 @@ class Planner:
             state = running[num_visited]
             num_visited += 1
             request = state.request
+            if state.is_verifying:
+                continue  # where it goes on is known when its drafts are verified
             num_known = request.num_tokens + request.num_in_flight
             if request.num_in_flight and num_known >= request.max_total_tokens:
                 continue  # the token in flight is its last
             num_tokens = self._admission.chunk(num_known - request.num_computed_tokens, builder.budget)
             if num_tokens == 0:
                 continue
-            allocation = allocate(request, num_tokens)
+            num_drafts = self._num_drafts(state, num_known, builder.budget - (len(running) - num_visited))
+            num_lookahead = num_drafts + self._num_lookahead(request, num_tokens + num_drafts)
+            allocation = allocate(request, num_tokens, num_lookahead=num_lookahead)
+            if allocation is None and self._cut_lookahead(builder):
+                allocation = allocate(request, num_tokens, num_lookahead=num_drafts)
+            if allocation is None and num_lookahead:
+                num_drafts = 0
+                allocation = allocate(request, num_tokens)
             while allocation is None:
                 victim = self._choose_victim(num_visited)
                 if victim is None:
                     return False
+                builder.drop_table(slot_of(victim.request))
                 self._requests.preempt(victim)
                 num_preempted += 1
                 allocation = allocate(request, num_tokens)
             if allocation.block_ids:
                 builder.change_table(slot_of(request), allocation)
-            self._plan_row(builder, state, num_tokens)
+            self._plan_row(builder, state, num_tokens, num_drafts)
         return num_preempted == 0
+
+    def _num_drafts(self, state: RequestState, num_known: int, budget: int) -> int:
+        """How many of the drafts at hand to verify, one token being left for each request still to come."""
+        request = state.request
+        if not state.num_drafts or num_known - request.num_computed_tokens != 1:
+            return 0
+        return max(0, min(state.num_drafts, budget - 1, request.max_total_tokens - num_known - 1))
+
+    def _num_lookahead(self, request: Request, num_tokens: int) -> int:
+        """Slots that a draft model may write after the row's tokens."""
+        end = request.num_computed_tokens + num_tokens
+        return max(0, min(self._num_lookahead_tokens, request.max_total_tokens - end))
+
+    def _cut_lookahead(self, builder: PlanBuilder) -> bool:
+        """Take back blocks that hold nothing but rejected drafts and lookahead, rather than preempt; whether any."""
+        num_free = self._manager.num_free_blocks
+        for state in self._requests.running:
+            request = state.request
+            num_blocks = self._manager.truncate(request, request.num_computed_tokens)
+            if num_blocks is not None:
+                builder.cut_table(slot_of(request), num_blocks)
+        return self._manager.num_free_blocks > num_free
 
     def _admit_waiting(self, builder: PlanBuilder) -> None:
         requests = self._requests
@@ -81,15 +122,20 @@ class Planner:
             num_reserved += self._admission.num_reserved_blocks(request)
             state = requests.waiting.peek()
 
-    def _plan_row(self, builder: PlanBuilder, state: RequestState, num_tokens: int) -> None:
+    def _plan_row(
+        self, builder: PlanBuilder, state: RequestState, num_tokens: int, num_drafts: int = 0
+    ) -> None:
         request = state.request
         start = request.num_computed_tokens
         end = start + num_tokens
         is_sampled = end == request.num_tokens + request.num_in_flight
-        row = PlanRow(slot_of(request), start, num_tokens, is_sampled)
-        request.num_computed_tokens = end
+        num_tokens += num_drafts
+        row = PlanRow(slot_of(request), start, num_tokens, is_sampled, num_drafts)
+        request.num_computed_tokens = start + num_tokens
         if is_sampled:
-            request.num_in_flight += 1
+            request.num_in_flight += 1 + num_drafts
+        state.num_drafts = 0  # those not planned are not valid after this row
+        state.is_verifying = num_drafts > 0
         state.num_planned += 1
         if state.prompt_step_id is None and end >= request.num_prompt_tokens:
             self._requests.note_prompt(state, builder.step_id)

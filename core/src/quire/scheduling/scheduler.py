@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from quire.api.errors import (
     ExtensionError,
     KVCacheInvariantError,
@@ -12,6 +10,7 @@ from quire.api.errors import (
     StepError,
 )
 from quire.api.extensions import SchedulingPolicy
+from quire.api.outputs import SpeculationMetrics
 from quire.api.request import FinishReason, Request, RequestStatus
 from quire.api.step import PlanRow, RowResult, StepPlan, StepResult
 from quire.kvcache.block_manager import BlockManager
@@ -40,6 +39,8 @@ class Scheduler:
     Liveness: the first running request always proceeds (those after it are preempted for it, in
     reverse order), and it ends, so every request is first at some time; under `priority`, once no
     better ones arrive. A waiting request that does not fit holds back those behind it.
+
+    Drafts: a request whose drafts are being verified is planned again when the result is known.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Scheduler:
         self.block_manager = block_manager
         self._admission = Admission(limits, block_manager)
         self._requests = TrackedRequests(limits.max_num_seqs, block_manager, policy)
-        self._planner = Planner(self._requests, block_manager, self._admission)
+        self._planner = Planner(self._requests, block_manager, self._admission, limits.num_lookahead_tokens)
+        self._speculation: SpeculationMetrics | None = None
+        self._is_drafting = False
         self._in_flight: dict[int, list[PlannedRow]] = {}
         self._num_steps = 0
         self._num_scheduled_tokens = 0
@@ -80,6 +83,7 @@ class Scheduler:
             num_hit_tokens=self.block_manager.num_hit_tokens,
             num_running=self.num_running,
             num_waiting=self.num_waiting,
+            speculation=self._speculation,
         )
 
     def add(self, request: Request) -> None:
@@ -112,6 +116,12 @@ class Scheduler:
         """Order waiting and running requests by another policy, from the next step on."""
         self._requests.set_policy(policy)
 
+    def set_drafting(self, is_drafting: bool) -> None:
+        """Whether plans ask the runner for drafts, from the next step on."""
+        self._is_drafting = is_drafting
+        if is_drafting and self._speculation is None:
+            self._speculation = SpeculationMetrics()
+
     def schedule(self) -> StepPlan:
         """Plan the next step. A plan without rows has nothing else either, and needs no update."""
         builder = PlanBuilder(self._num_steps, self.limits.max_num_batched_tokens)
@@ -120,7 +130,8 @@ class Scheduler:
             self._num_steps += 1
             self._num_scheduled_tokens += self.limits.max_num_batched_tokens - builder.budget
             self._in_flight[builder.step_id] = builder.planned_rows
-        return builder.build()
+            return builder.build(self._requests.take_released_slots(), self._is_drafting)
+        return builder.build([], self._is_drafting)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[RequestUpdate]:
         """Take in a step's result: new tokens, ends, failed rows.
@@ -140,7 +151,7 @@ class Scheduler:
         updates = self._end_failed(plan, rows, failures) if failures else []
         for row, row_result in zip(rows, result.rows, strict=True):
             state = row.state
-            state.num_planned -= 1
+            _close_row(row)
             if row.digests and not row.is_discarded and not state.is_damaged:
                 self.block_manager.confirm(state.request, row.digests)
             if state.request.status is RequestStatus.FINISHED:
@@ -167,7 +178,7 @@ class Scheduler:
         rows = self._take_rows(plan, None)
         updates = self._contain(rows, {row.state: error for row in rows}, are_all_at_fault=True)
         for row in rows:
-            row.state.num_planned -= 1
+            _close_row(row)
             if row.state.num_planned == 0:
                 self._requests.release(row.state)
         return updates
@@ -188,7 +199,9 @@ class Scheduler:
             KVCacheInvariantError: they do not agree.
         """
         self.block_manager.check_invariants()
-        planned = Counter(row.state for rows in self._in_flight.values() for row in rows)
+        planned: dict[RequestState, list[PlanRow]] = {}
+        for row in (row for rows in self._in_flight.values() for row in rows):
+            planned.setdefault(row.state, []).append(row.row)
         self._requests.check_invariants(planned)
         if not planned and self.block_manager.num_provisional_blocks:
             raise KVCacheInvariantError("a cache entry is provisional, but no plan is in flight")
@@ -207,7 +220,11 @@ class Scheduler:
             if prompt_logprobs is None:
                 return None
             return RequestUpdate(request, [], prompt_logprobs=prompt_logprobs)
-        request.num_in_flight -= 1
+        request.num_in_flight -= 1 + row.num_drafts
+        num_accepted = len(result.token_ids) - 1
+        if state.is_running:
+            request.num_computed_tokens -= row.num_drafts - num_accepted if row.num_drafts else 0
+            state.num_drafts = result.num_drafts if state.num_planned == 0 else 0
         output, params = request.output_token_ids, request.params
         new_token_ids = result.token_ids
         reason = stop_reason = None
@@ -223,7 +240,21 @@ class Scheduler:
                 self._requests.end(state, reason, stop_reason, None)
                 break
         logprobs = None if result.logprobs is None else result.logprobs[: len(new_token_ids)]
+        if row.num_drafts or result.propose_s:
+            self._count_drafts(request, row, num_accepted, len(new_token_ids), result.propose_s)
         return RequestUpdate(request, new_token_ids, logprobs, prompt_logprobs, reason is not None)
+
+    def _count_drafts(
+        self, request: Request, row: PlanRow, num_accepted: int, num_kept: int, propose_s: float
+    ) -> None:
+        if request.speculation is None:
+            request.speculation = SpeculationMetrics()
+        if self._speculation is None:
+            self._speculation = SpeculationMetrics()
+        for metrics in (request.speculation, self._speculation):
+            metrics.propose_s += propose_s
+            if row.num_drafts:
+                metrics.add_row(row.num_drafts, num_accepted, num_kept)
 
     def _end_failed(
         self, plan: StepPlan, rows: list[PlannedRow], failures: dict[RequestState, RowResult]
@@ -287,7 +318,18 @@ class Scheduler:
                     raise StepError(
                         f"a result is for slot {found.slot}, its plan's row for {planned.row.slot}"
                     )
+                if len(found.token_ids) > 1 + planned.row.num_drafts:
+                    raise StepError(
+                        f"slot {found.slot} has {len(found.token_ids)} tokens for {planned.row.num_drafts} drafts"
+                    )
                 if planned.row.is_sampled and not found.token_ids and found.error is None:
                     raise StepError(f"slot {found.slot} was to be sampled and has neither token nor error")
         del self._in_flight[oldest]
         return rows
+
+
+def _close_row(row: PlannedRow) -> None:
+    """The row's step is over."""
+    row.state.num_planned -= 1
+    if row.row.num_drafts:
+        row.state.is_verifying = False

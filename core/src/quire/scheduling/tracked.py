@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter
+from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from operator import attrgetter
 
 from quire.api.errors import KVCacheInvariantError
 from quire.api.extensions import SchedulingPolicy
 from quire.api.request import FinishReason, Request, RequestStatus
+from quire.api.step import PlanRow
 from quire.kvcache.block_manager import BlockManager
 from quire.scheduling.plan import RequestState
 from quire.scheduling.policies import view_of
@@ -36,6 +37,7 @@ class TrackedRequests:
         self._states: dict[str, RequestState] = {}
         self._max_num_seqs = max_num_seqs
         self._free_slots = list(range(max_num_seqs))
+        self._released_slots: list[int] = []
         self._ready_leaders: list[Request] = []
         self._num_added = 0
 
@@ -82,6 +84,7 @@ class TrackedRequests:
         request.num_computed_tokens = 0
         state.prompt_step_id = None
         state.is_forked = False
+        state.num_drafts = 0
         self.num_preemptions += 1
         self._manager.free(request)
         self._release_slot(request)
@@ -127,6 +130,12 @@ class TrackedRequests:
         self.running.clear()
         self.waiting = WaitingQueue(self._policy)
         self._free_slots = list(range(self._max_num_seqs))
+        self._released_slots = list(range(self._max_num_seqs))
+
+    def take_released_slots(self) -> list[int]:
+        """The slots whose requests left them since the last call."""
+        released, self._released_slots = self._released_slots, []
+        return released
 
     def note_prompt(self, state: RequestState, step_id: int) -> None:
         """This step completes the request's prompt: from the next one on its forks can start."""
@@ -158,7 +167,7 @@ class TrackedRequests:
         state = None if leader is None else self._states.get(leader.request_id)
         return state if state is not None and state.request is leader else None
 
-    def check_invariants(self, planned: Counter[RequestState]) -> None:
+    def check_invariants(self, planned: Mapping[RequestState, Sequence[PlanRow]]) -> None:
         """Raise KVCacheInvariantError unless queues, slots and planned rows agree.
 
         Args:
@@ -166,7 +175,7 @@ class TrackedRequests:
         """
         used_slots = []
         for request_id, state in self._states.items():
-            problem = self._find_problem(state, planned[state])
+            problem = self._find_problem(state, planned.get(state, ()))
             if problem is not None:
                 raise KVCacheInvariantError(f"request {request_id!r} {problem}")
             if state.request.slot is not None:
@@ -178,8 +187,8 @@ class TrackedRequests:
         if not self._states and self._manager.usage().num_used_blocks:
             raise KVCacheInvariantError("no request is left, but blocks are used")
 
-    def _find_problem(self, state: RequestState, num_planned: int) -> str | None:
-        request = state.request
+    def _find_problem(self, state: RequestState, rows: Sequence[PlanRow]) -> str | None:
+        request, num_planned = state.request, len(rows)
         num_queues = (state in self.running) + (state in self.waiting)
         if num_queues != (not request.is_finished):
             return f"is {request.status.value} and in {num_queues} queues"
@@ -193,12 +202,14 @@ class TrackedRequests:
             return f"is {request.status.value}, its blocks are {self._manager.block_ids(request)}"
         if request.num_computed_tokens > request.num_tokens + request.num_in_flight:
             return f"has {request.num_computed_tokens} computed tokens of {request.num_tokens}"
-        if request.num_in_flight > num_planned:
+        if request.num_in_flight > num_planned + sum(row.num_drafts for row in rows):
             return f"waits for {request.num_in_flight} tokens of {num_planned} plans"
         return None
 
     def _release_slot(self, request: Request) -> None:
-        heappush(self._free_slots, slot_of(request))
+        slot = slot_of(request)
+        heappush(self._free_slots, slot)
+        self._released_slots.append(slot)
         request.slot = None
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from quire.testing.attention_suite import AttentionBackendConformance
     from quire.testing.check import check_plugin
     from quire.testing.conformance import CheckResult, Conformance, ConformanceError
+    from quire.testing.drafter_suite import DrafterConformance
     from quire.testing.model_engine_suite import ModelConformance
     from quire.testing.op_cases import OpCase
     from quire.testing.op_suite import OpConformance
@@ -27,6 +28,7 @@ __all__ = [
     "CheckResult",
     "Conformance",
     "ConformanceError",
+    "DrafterConformance",
     "LogitsProcessorConformance",
     "ModelConformance",
     "OpCase",
@@ -42,6 +44,7 @@ _MODULES = {
     "CheckResult": "conformance",
     "Conformance": "conformance",
     "ConformanceError": "conformance",
+    "DrafterConformance": "drafter_suite",
     "LogitsProcessorConformance": "processor_suite",
     "ModelConformance": "model_engine_suite",
     "OpCase": "op_cases",

@@ -9,6 +9,7 @@ from quire.api.batch import DTypeName
 from quire.api.errors import PluginError
 from quire.api.specs import (
     AttentionBackendSpec,
+    DrafterSpec,
     LogitsProcessorSpec,
     ModelSpec,
     OpImplSpec,
@@ -22,6 +23,7 @@ from quire.plugins import PluginHost
 from quire.plugins.record import NamedRegistration
 from quire.testing.attention_suite import AttentionBackendConformance
 from quire.testing.conformance import CheckResult, Conformance
+from quire.testing.drafter_suite import DrafterConformance
 from quire.testing.model_base import ops_beside
 from quire.testing.model_engine_suite import ModelConformance
 from quire.testing.op_suite import OpConformance
@@ -42,8 +44,8 @@ def check_plugin(
     """Run the suites for what a plugin has registered, on the CPU, in the order of registration.
 
     Models are compared with transformers' class of the same architecture, over configurations derived from
-    its config class; for logits processors arguments are guessed. What needs the author's data says so in
-    the reason of a skipped check: write a test file with the suite then.
+    its config class; for logits processors arguments are guessed, and drafters have their default settings.
+    What needs the author's data says so in the reason of a skipped check: write a test file with the suite.
 
     Args:
         host: with the plugin loaded.
@@ -114,6 +116,18 @@ def _policy(host: PluginHost, entry: NamedRegistration) -> type[Conformance] | s
     )
 
 
+def _drafter(host: PluginHost, entry: NamedRegistration) -> type[Conformance] | str:
+    spec = cast(DrafterSpec, entry.registration.spec)
+    return _suite(
+        DrafterConformance,
+        name=entry.name,
+        drafter=spec.factory,
+        settings=None,
+        settings_model=spec.settings,
+        options=host.options(entry.registration.plugin),
+    )
+
+
 def _processor(host: PluginHost, entry: NamedRegistration) -> type[Conformance] | str:
     spec = cast(LogitsProcessorSpec, entry.registration.spec)
     return _suite(
@@ -161,5 +175,6 @@ _MAKERS: Mapping[str, SuiteMaker] = {
     "op implementation": _op_implementation,
     "policy": _policy,
     "quantization": _quantization,
+    "drafter": _drafter,
     "logits processor": _processor,
 }

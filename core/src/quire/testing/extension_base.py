@@ -1,4 +1,4 @@
-"""What the suites of policies and logits processors share: finding the factory, its context, a toy engine."""
+"""What the suites of policies, drafters and logits processors share: the factory, its context, a toy engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 
 from quire.api.config import EngineConfig
 from quire.api.extensions import ExtensionContext
-from quire.api.specs import FactoryRef, LogitsProcessorSpec, PolicySpec, Registration
+from quire.api.specs import DrafterSpec, FactoryRef, LogitsProcessorSpec, PolicySpec, Registration
 from quire.execution.device import detect_device
 from quire.plugins import PluginHost, resolve_factory
 from quire.plugins.registry import Registry
@@ -35,7 +35,7 @@ class ExtensionConformance(Conformance):
             return factory
         if not cls.name:
             raise ConformanceError(f"give the suite the `name` of an installed {kind}, or its factory")
-        return cls._entry(kind).spec.factory  # type: ignore[attr-defined,no-any-return]  # specs of both kinds have it
+        return cls._entry(kind).spec.factory  # type: ignore[attr-defined,no-any-return]  # specs of these kinds have it
 
     @classmethod
     def make(cls, factory: FactoryRef | None, kind: str, vocab_size: int = VOCAB_SIZE) -> Any:
@@ -57,12 +57,19 @@ class ExtensionConformance(Conformance):
         *,
         policies: tuple[PolicySpec, ...] = (),
         processors: tuple[LogitsProcessorSpec, ...] = (),
+        drafters: tuple[DrafterSpec, ...] = (),
     ) -> WatchedEngine:
         """An engine over the toy model, with settings of `EngineConfig`."""
-        served = ServedModel(ARCHITECTURE, _FACTORY, policies=policies, processors=processors)
-        root = cls.shared("folder", TemporaryDirectory)
-        folder = cls.shared("toy", lambda: write_toy_checkpoint(Path(root.name) / "toy"))
+        served = ServedModel(
+            ARCHITECTURE, _FACTORY, policies=policies, processors=processors, drafters=drafters
+        )
+        folder = cls.shared("toy", lambda: cls.write_checkpoint(cls._root() / "toy"))
         return WatchedEngine(served, folder, {"block_size": 4, "enable_prefix_caching": False, **settings})
+
+    @classmethod
+    def write_checkpoint(cls, folder: Path) -> Path:
+        """Write the toy model that the engines serve; returns the folder."""
+        return write_toy_checkpoint(folder)
 
     @classmethod
     def _context(cls, factory: FactoryRef | None, kind: str, vocab_size: int) -> ExtensionContext:
@@ -78,9 +85,13 @@ class ExtensionConformance(Conformance):
     @classmethod
     def _entry(cls, kind: str) -> Registration:
         host = cls._installed()
-        registry: Registry[Any] = host.policies if kind == "policy" else host.logits_processors
-        return registry.registration(cls.name)
+        registries: tuple[Registry[Any], ...] = (host.policies, host.drafters, host.logits_processors)
+        return next(registry for registry in registries if registry.kind == kind).registration(cls.name)
 
     @classmethod
     def _installed(cls) -> PluginHost:
         return cls.shared("installed", PluginHost.discover)
+
+    @classmethod
+    def _root(cls) -> Path:
+        return Path(cls.shared("folder", TemporaryDirectory).name)

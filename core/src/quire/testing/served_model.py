@@ -20,6 +20,7 @@ from quire.api.protocols import AttentionBackend
 from quire.api.request import SamplingParams
 from quire.api.specs import (
     AttentionBackendSpec,
+    DrafterSpec,
     FactoryRef,
     LogitsProcessorSpec,
     ModelSpec,
@@ -54,6 +55,7 @@ class ServedModel:
     backend: FactoryRef | None = None
     policies: tuple[PolicySpec, ...] = ()
     processors: tuple[LogitsProcessorSpec, ...] = ()
+    drafters: tuple[DrafterSpec, ...] = ()
     quantizations: tuple[QuantizationSpec, ...] = ()
     options: object = None
 
@@ -112,6 +114,11 @@ class SuitePlugin:
     def quire_register_logits_processors(self) -> list[LogitsProcessorSpec]:
         """See the hook specification."""
         return list(self._served.processors)
+
+    @hookimpl
+    def quire_register_drafters(self) -> list[DrafterSpec]:
+        """See the hook specification."""
+        return list(self._served.drafters)
 
 
 @dataclass(frozen=True)

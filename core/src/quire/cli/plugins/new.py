@@ -9,7 +9,7 @@ from quire.api.errors import ConfigError
 from quire.plugins import discover_candidates
 from quire.plugins.builtin import core_version
 from quire.plugins.registry import nearest
-from quire.scaffold import KINDS, LATER_KINDS, derive_names, render_distribution, write_distribution
+from quire.scaffold import KINDS, derive_names, render_distribution, write_distribution
 from quire.scaffold.names import check_names
 
 
@@ -40,8 +40,7 @@ class NewAction:
         """Write it and say what comes next.
 
         Raises:
-            ConfigError: the kind is unknown or cannot be scaffolded yet, the name is malformed or taken,
-                or the folder is in use.
+            ConfigError: the kind is unknown, the name is malformed or taken, or the folder is in use.
         """
         check_kind(args.kind)
         names = derive_names(args.name)
@@ -58,11 +57,6 @@ class NewAction:
 
 
 def check_kind(kind: str) -> None:
-    """Refuse what cannot be scaffolded; ConfigError says why."""
-    if kind in LATER_KINDS:
-        raise ConfigError(
-            f"KIND={kind!r} cannot be scaffolded by this version: {LATER_KINDS[kind]}; a later version scaffolds "
-            f"it. Of the other kinds there are {', '.join(KINDS)}"
-        )
+    """Refuse a kind that there is not; ConfigError names the nearest."""
     if kind not in KINDS:
-        raise ConfigError(f"KIND={kind!r} is unknown: {nearest(kind, [*KINDS, *LATER_KINDS])}")
+        raise ConfigError(f"KIND={kind!r} is unknown: {nearest(kind, KINDS)}")

@@ -1,0 +1,300 @@
+"""How many drafts are worth asking for: as many as configured, or as many as measurements say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from quire.execution.acceptance import Floats
+from quire.execution.draft_plan import DraftPlan, DraftPlanner, best_plan
+from quire.execution.shadow_drafts import ShadowDrafts
+
+MARGIN = 1.03
+"""Drafts are left out unless they promise this many times the tokens per second."""
+DOUBT = 2.0
+"""Standard deviations by which the time that drafts add may differ from what is expected."""
+EARNINGS_START = 1.0
+"""Steps' time that drafts may lose before they have gained any."""
+EARNINGS_CAP = 3.0
+EARNINGS_FLOOR = -2.0
+EARNINGS_INCOME = 0.005
+"""What is added in each step, so that drafts that lost are tried again."""
+TEST_STAKE = 0.5
+"""Most of it that may be lost at once by drafts that pay only if they add less time than expected."""
+SHADOW_INCOME = 0.01
+"""Share of the time that may go into proposals that are not expected to pay."""
+SHADOW_CAP = 6.0
+SHADOW_DRAFTS = 2
+"""Fewest drafts per request that are worth comparing."""
+REST_STEPS = 6
+"""Steps without any thought of drafts after one in which they were not worth it."""
+
+
+@dataclass(slots=True, frozen=True)
+class DraftLimits:
+    """What to ask the drafter for now.
+
+    Attributes:
+        limits: most drafts of each request; 0: do not ask for it.
+        is_shadow: the proposals are only compared with the tokens that come.
+    """
+
+    limits: list[int]
+    is_shadow: bool = False
+
+
+class DraftControl(Protocol):
+    """Decides after each step how many drafts the next one verifies, from what steps took and gave.
+
+    It looks at no clock: all times are given.
+    """
+
+    def assign(self, slot: int, max_drafts: int) -> None:
+        """A request takes a slot. It never gets more than `max_drafts` drafts; 0: none."""
+        ...
+
+    def limits(self, slots: Sequence[int]) -> DraftLimits:
+        """Called once before each step.
+
+        Args:
+            slots: of the requests that have just got a token, and could get drafts in the coming step.
+        """
+        ...
+
+    def trim(self, slots: Sequence[int], num_proposed: Sequence[int]) -> list[int]:
+        """How many of the proposed drafts to keep; not called in a shadow round.
+
+        Args:
+            slots: those of `limits`.
+            num_proposed: drafts that each has got.
+        """
+        ...
+
+    def shadow(self, slots: Sequence[int], drafts: Sequence[Sequence[int]]) -> None:
+        """The proposals of a shadow round."""
+        ...
+
+    def note_tokens(self, slot: int, num_drafts: int, num_accepted: int, token_ids: Sequence[int]) -> None:
+        """A step verified `num_drafts` of a request's drafts, and gave it these tokens."""
+        ...
+
+    def note_step(self, num_rows: int, num_drafts: int, seconds: float) -> None:
+        """A step of decoding rows only, with so many drafts over all of them, took so long."""
+        ...
+
+    def note_propose(self, num_requests: int, seconds: float) -> None:
+        """What `limits` asked for, for so many requests, took so long."""
+        ...
+
+    def calibrate(self, step_times: Sequence[tuple[int, float]], propose_s: float) -> None:
+        """Times measured at the start.
+
+        Args:
+            step_times: tokens of a step, each in a row of its own, and its seconds.
+            propose_s: of one request at full length.
+        """
+        ...
+
+    def describe(self) -> str:
+        """One line for the log."""
+        ...
+
+
+class FixedControl:
+    """Every request gets its full number of drafts in every step.
+
+    Args:
+        max_drafts: most drafts of a request. max_num_seqs: slots.
+        disable_by_batch_size: with more requests than this there are none. None: no such limit.
+    """
+
+    def __init__(self, max_drafts: int, max_num_seqs: int, disable_by_batch_size: int | None) -> None:
+        self._max_drafts = max_drafts
+        self._allowed = [max_drafts] * max_num_seqs
+        self._most_rows = max_num_seqs if disable_by_batch_size is None else disable_by_batch_size
+
+    def assign(self, slot: int, max_drafts: int) -> None:
+        """A request takes a slot."""
+        self._allowed[slot] = min(max_drafts, self._max_drafts)
+
+    def limits(self, slots: Sequence[int]) -> DraftLimits:
+        """The requests' own limits."""
+        if len(slots) > self._most_rows:
+            return DraftLimits([0] * len(slots))
+        return DraftLimits([self._allowed[slot] for slot in slots])
+
+    def trim(self, slots: Sequence[int], num_proposed: Sequence[int]) -> list[int]:
+        """Keep all."""
+        return list(num_proposed)
+
+    def shadow(self, slots: Sequence[int], drafts: Sequence[Sequence[int]]) -> None:
+        """There are no shadow rounds."""
+
+    def note_tokens(self, slot: int, num_drafts: int, num_accepted: int, token_ids: Sequence[int]) -> None:
+        """Nothing depends on it."""
+
+    def note_step(self, num_rows: int, num_drafts: int, seconds: float) -> None:
+        """Nothing depends on it."""
+
+    def note_propose(self, num_requests: int, seconds: float) -> None:
+        """Nothing depends on it."""
+
+    def calibrate(self, step_times: Sequence[tuple[int, float]], propose_s: float) -> None:
+        """Nothing depends on it."""
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"drafts: always up to {self._max_drafts}, for up to {self._most_rows} requests"
+
+
+class AdaptiveControl:
+    """Drafts as far as they pay.
+
+    Each step gets the drafts that promise most tokens per second, by the acceptance and the times measured so
+    far, or none. An account in steps' time bounds what misjudgement can cost: accepted drafts are paid in, the
+    time of proposing and verifying is paid out, and without a balance there are no drafts. What is not known
+    well is tried: drafts that would pay if they added less time than expected, a step without drafts to compare
+    with, and, on a small credit, proposals that are only compared with the tokens that come.
+
+    Args:
+        max_drafts: most drafts of a request. max_num_seqs: slots.
+        disable_by_batch_size: with more requests than this there are none. None: no such limit.
+    """
+
+    def __init__(self, max_drafts: int, max_num_seqs: int, disable_by_batch_size: int | None) -> None:
+        self._max_drafts = max_drafts
+        self._most_rows = max_num_seqs if disable_by_batch_size is None else disable_by_batch_size
+        self._planner = DraftPlanner(max_drafts, max_num_seqs)
+        self._shadows = ShadowDrafts()
+        self._earnings = EARNINGS_START
+        self._shadow_credit = 0.0
+        self._num_rest = 0
+        self._num_rows = 1
+        self._asked: list[int] = []
+        self._doubt = 0.0
+        self._is_on_credit = False
+        self._was_drafted = False
+
+    def assign(self, slot: int, max_drafts: int) -> None:
+        """A request takes a slot."""
+        self._shadows.drop(slot)
+        self._planner.acceptance.assign(slot, max_drafts)
+
+    def limits(self, slots: Sequence[int]) -> DraftLimits:
+        """Ask for what is expected to pay; else, seldom, for what shows whether it would."""
+        num_rows = self._num_rows = len(slots)
+        self._earnings = min(self._earnings + EARNINGS_INCOME, EARNINGS_CAP)
+        self._shadow_credit = min(self._shadow_credit + SHADOW_INCOME, SHADOW_CAP)
+        if self._num_rest:
+            self._num_rest -= 1
+            return DraftLimits([0] * num_rows)
+        if not 0 < num_rows <= self._most_rows or not self._planner.step.is_known:
+            return DraftLimits([0] * num_rows)
+        survival = self._planner.acceptance.survival(slots)
+        plan = self._promising(slots, survival)
+        self._is_on_credit = plan is None
+        if plan is None:
+            return self._look(slots, survival)
+        if self._doubt and self._was_drafted and self._planner.step.learns_from_plain(num_rows):
+            self._was_drafted = False
+            return DraftLimits([0] * num_rows)
+        self._asked = plan.lengths
+        return DraftLimits(plan.lengths)
+
+    def _promising(self, slots: Sequence[int], survival: Floats) -> DraftPlan | None:
+        """Drafts that pay, or that would if they added less time; None if there is nothing to lose."""
+        self._doubt = 0.0
+        if self._earnings <= 0.0:
+            return None
+        plan = self._planner.plan(slots, survival, self._earnings)
+        if plan.speedup() >= MARGIN:
+            if plan.speedup(self._planner.time(plan.lengths, DOUBT)) < 1.0:
+                self._doubt = DOUBT
+            return plan
+        plan = self._planner.plan(slots, survival, min(self._earnings, TEST_STAKE), -DOUBT)
+        loss = self._planner.time(plan.lengths) + plan.propose - 1.0
+        if plan.speedup() < MARGIN or loss > self._earnings:
+            return None
+        self._doubt = -DOUBT
+        return plan
+
+    def _look(self, slots: Sequence[int], survival: Floats) -> DraftLimits:
+        """Ask on credit: for what would be verified if it were there, else for a comparison with what comes."""
+        planner = self._planner
+        limits = [0 if slot in self._shadows else planner.acceptance.allowed(slot) for slot in slots]
+        longest = max(limits)
+        self._num_rest = REST_STEPS
+        if longest == 0:
+            return DraftLimits([0] * len(slots))
+        fixed, each = planner.propose_share(sum(map(bool, limits)), len(slots))
+        affordable = self._shadow_credit - fixed
+        if affordable < each * min(SHADOW_DRAFTS, longest):
+            return DraftLimits([0] * len(slots))
+        if each * longest > affordable:
+            longest = int(affordable / each)
+        plan = best_plan(survival, planner.step.with_drafts(len(slots)))
+        is_shadow = plan.speedup() < MARGIN or self._earnings <= 0.0
+        if not is_shadow:
+            limits, self._num_rest = plan.lengths, 0
+        self._asked = [min(limit, longest) for limit in limits]
+        return DraftLimits(self._asked, is_shadow)
+
+    def trim(self, slots: Sequence[int], num_proposed: Sequence[int]) -> list[int]:
+        """Keep what is expected to pay, now that proposing is paid for."""
+        planner = self._planner
+        asked = [
+            (slot, num) for slot, limit, num in zip(slots, self._asked, num_proposed, strict=True) if limit
+        ]
+        planner.acceptance.note_answers([slot for slot, _ in asked], [num for _, num in asked])
+        kept = list(num_proposed)
+        if kept != self._asked and any(kept):
+            survival = planner.acceptance.survival(slots) * planner.acceptance.up_to(kept)
+            plan = best_plan(survival, planner.step.with_drafts(len(slots), min(self._doubt, 0.0)))
+            kept = plan.lengths if plan.speedup() >= MARGIN else [0] * len(kept)
+        if any(kept):
+            self._earnings = max(self._earnings + 1.0 - planner.time(kept), EARNINGS_FLOOR)
+            self._was_drafted = True
+        return kept
+
+    def shadow(self, slots: Sequence[int], drafts: Sequence[Sequence[int]]) -> None:
+        """Remember them until the tokens come."""
+        self._planner.acceptance.note_answers(slots, [len(draft) for draft in drafts])
+        for slot, draft in zip(slots, drafts, strict=True):
+            if draft:
+                self._shadows.add(slot, draft)
+
+    def note_tokens(self, slot: int, num_drafts: int, num_accepted: int, token_ids: Sequence[int]) -> None:
+        """Learn how many were accepted, or would have been."""
+        if num_drafts:
+            self._earnings += num_accepted / self._num_rows
+            self._planner.acceptance.note_outcome(slot, num_drafts, num_accepted)
+        if slot in self._shadows:
+            outcome = self._shadows.compare(slot, token_ids)
+            if outcome is not None:
+                self._planner.acceptance.note_outcome(slot, *outcome)
+
+    def note_step(self, num_rows: int, num_drafts: int, seconds: float) -> None:
+        """Learn what steps take."""
+        self._planner.step.note(num_rows, num_drafts, seconds)
+
+    def note_propose(self, num_requests: int, seconds: float) -> None:
+        """Learn what proposals take, and charge for this one what such a one is known to take."""
+        most = max(self._asked)
+        self._planner.propose.note(num_requests, most, seconds)
+        fixed, each = self._planner.propose_share(num_requests, self._num_rows)
+        if self._is_on_credit:
+            self._shadow_credit -= fixed + each * most
+        else:
+            self._earnings = max(self._earnings - fixed - each * most, EARNINGS_FLOOR)
+
+    def calibrate(self, step_times: Sequence[tuple[int, float]], propose_s: float) -> None:
+        """Start from these times."""
+        self._planner.step.calibrate(step_times)
+        if propose_s > 0.0:
+            self._planner.propose.note(1, self._max_drafts, propose_s)
+
+    def describe(self) -> str:
+        """One line for the log."""
+        planner = self._planner
+        return f"drafts: {planner.acceptance.describe()}; {planner.step.describe()}; earned {self._earnings:.1f} steps"

@@ -1,0 +1,219 @@
+"""The runner's side of speculation: asks the drafter, keeps the drafts of each slot, and tells what became of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quire.api.request import SamplingParams
+from quire.api.speculation import DraftOutcome, DraftRequest
+from quire.api.step import PlanRow, SlotAssignment, StepPlan
+from quire.execution.batch_builder import BatchBuilder, BatchLimits, BuiltBatch
+from quire.execution.draft_control import DraftControl
+from quire.execution.draft_model import PagedDraftModel
+from quire.execution.guarded_drafter import GuardedDrafter
+from quire.execution.sampling_state import SamplingState
+
+
+@dataclass(slots=True)
+class _DraftedSlot:
+    """What is kept of the request in a slot.
+
+    Attributes:
+        max_total_tokens: how many tokens it can have at most.
+    """
+
+    request_id: str
+    num_prompt_tokens: int
+    max_total_tokens: int
+    params: SamplingParams
+    salt: str
+
+
+@dataclass(slots=True, frozen=True)
+class Proposals:
+    """What the drafter was asked for after a step.
+
+    Attributes:
+        seconds: that it took.
+        num_drafts: by slot, the drafts that wait behind its tokens.
+    """
+
+    seconds: float
+    num_drafts: dict[int, int]
+
+
+@dataclass(slots=True, frozen=True)
+class DrafterRules:
+    """How an engine uses its drafter.
+
+    Attributes:
+        max_drafts: most draft tokens of a request in a step.
+        models: those that the drafter runs. They write KV, so that drafts need slots when they are proposed.
+    """
+
+    max_drafts: int
+    models: tuple[PagedDraftModel, ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class RunnerParts:
+    """What a runner shares with its speculator: its batches, its slots' sampling state, and its limits."""
+
+    builder: BatchBuilder
+    sampling: SamplingState
+    limits: BatchLimits
+
+
+class Speculator:
+    """Proposes drafts after each step, for the next.
+
+    Args:
+        drafter: guarded. control: says how many drafts are worth asking for.
+        builder: holds the slots' tokens; drafts are written behind them.
+        limits: of the runner.
+    """
+
+    def __init__(
+        self,
+        drafter: GuardedDrafter,
+        control: DraftControl,
+        builder: BatchBuilder,
+        limits: BatchLimits,
+        rules: DrafterRules,
+    ) -> None:
+        self.drafter = drafter
+        self.control = control
+        self._builder = builder
+        self._max_model_len = limits.max_model_len
+        self._rules = rules
+        self._slots: dict[int, _DraftedSlot] = {}
+        self._slot_of: dict[str, int] = {}
+
+    def assign(self, assignment: SlotAssignment) -> None:
+        """A request takes a slot."""
+        params = assignment.params
+        limit = self._rules.max_drafts
+        if params.max_draft_tokens is not None:
+            limit = min(limit, params.max_draft_tokens)
+        max_total = self._max_model_len
+        if params.max_tokens is not None:
+            max_total = min(max_total, assignment.num_prompt_tokens + params.max_tokens)
+        self._slots[assignment.slot] = _DraftedSlot(
+            request_id=assignment.request_id,
+            num_prompt_tokens=assignment.num_prompt_tokens,
+            max_total_tokens=max_total,
+            params=params.read_only_copy(),
+            salt=assignment.salt,
+        )
+        self._slot_of[assignment.request_id] = assignment.slot
+        self.control.assign(assignment.slot, limit)
+
+    def release(self, slots: Sequence[int]) -> None:
+        """The requests left these slots; those that hold nothing are passed over."""
+        requests = [self._request(slot, 0) for slot in slots if slot in self._slots]
+        for request in requests:
+            del self._slots[self._slot_of.pop(request.request_id)]
+        if requests:
+            self.drafter.released(requests)
+
+    def apply(self, plan: StepPlan) -> None:
+        """Bring the draft models' caches up to date with a plan."""
+        for model in self._rules.models:
+            model.apply(plan)
+
+    def note_target(self, built: BuiltBatch) -> None:
+        """The target computes this batch now."""
+        if self._rules.models:
+            row_drafts = [self.draft_ids(row) for row in built.rows]
+            for model in self._rules.models:
+                model.note_target(built, row_drafts)
+
+    def slot_of(self, request: DraftRequest) -> int:
+        """Where a request that a drafter was shown runs."""
+        return self._slot_of[request.request_id]
+
+    def draft_ids(self, row: PlanRow) -> list[int]:
+        """The drafts that a row verifies."""
+        end = row.start + row.num_tokens
+        return self._builder.token_range(row.slot, end - row.num_drafts, end)
+
+    def note(self, rows: Sequence[PlanRow], token_ids: Sequence[Sequence[int]]) -> None:
+        """Rows were sampled: take in their tokens, and tell the drafter what became of its drafts."""
+        outcomes = []
+        for row, tokens in zip(rows, token_ids, strict=True):
+            num_accepted = len(tokens) - 1
+            self.control.note_tokens(row.slot, row.num_drafts, num_accepted, tokens)
+            if row.num_drafts:
+                outcomes.append(DraftOutcome(self._slots[row.slot].request_id, row.num_drafts, num_accepted))
+        if outcomes:
+            self.drafter.verified(outcomes)
+
+    def propose(self, slots: Sequence[int]) -> Proposals | None:
+        """Ask for drafts for the requests in these slots, which have just got a token; None: nobody was asked."""
+        decision = self.control.limits(slots)
+        if not any(decision.limits):
+            return None
+        begin = time.perf_counter()
+        limits = [
+            min(limit, self._room(slot)) if limit else 0
+            for slot, limit in zip(slots, decision.limits, strict=True)
+        ]
+        asked = [(slot, limit) for slot, limit in zip(slots, limits, strict=True) if limit > 0]
+        if not asked:
+            return None
+        answers = self.drafter.propose([self._request(slot, limit) for slot, limit in asked])
+        seconds = time.perf_counter() - begin
+        self.control.note_propose(len(asked), seconds)
+        drafts = {slot: answer for (slot, _), answer in zip(asked, answers, strict=True)}
+        if decision.is_shadow:
+            self.control.shadow(list(drafts), list(drafts.values()))
+            return Proposals(seconds, {})
+        kept = self.control.trim(slots, [len(drafts.get(slot, ())) for slot in slots])
+        counts = {slot: count for slot, count in zip(slots, kept, strict=True) if count}
+        for slot, count in counts.items():
+            self._builder.set_drafts(slot, drafts[slot][:count])
+        return Proposals(seconds, counts)
+
+    def calibrate(self, assignment: SlotAssignment, step_times: list[tuple[int, float]]) -> None:
+        """Time a proposal for a made-up request, and give the control its figures.
+
+        Args:
+            assignment: of the request; the builder has its tokens and table.
+            step_times: tokens of a step, each in a row of its own, and seconds.
+        """
+        self.assign(assignment)
+        request = self._request(assignment.slot, self._room(assignment.slot))
+        propose_s = 0.0
+        for _ in range(2):  # the first also takes in the prompt
+            begin = time.perf_counter()
+            self.drafter.propose([request])
+            propose_s = time.perf_counter() - begin
+        self.release([assignment.slot])
+        self.control.calibrate(step_times, propose_s)
+
+    def close(self) -> None:
+        """Let the drafter and its models go."""
+        self.drafter.close()
+        for model in self._rules.models:
+            model.close()
+
+    def _room(self, slot: int) -> int:
+        """Most drafts that the request in a slot can use: a token of its own always comes after them."""
+        num_tokens = self._builder.num_known(slot)
+        room = min(self._rules.max_drafts, self._slots[slot].max_total_tokens - num_tokens - 1)
+        if self._rules.models:
+            room = min(room, self._builder.num_slots(slot) - num_tokens + 1)
+        return room
+
+    def _request(self, slot: int, max_drafts: int) -> DraftRequest:
+        state = self._slots[slot]
+        return DraftRequest(
+            request_id=state.request_id,
+            token_ids=self._builder.known_tokens(slot),
+            num_prompt_tokens=state.num_prompt_tokens,
+            max_drafts=max_drafts,
+            params=state.params,
+            salt=state.salt,
+        )

@@ -1,0 +1,1 @@
+"""Drafters: they guess the next tokens of running requests, and the target model verifies them."""

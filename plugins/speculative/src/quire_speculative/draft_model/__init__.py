@@ -1,0 +1,1 @@
+"""Drafts with a small model: `plugin` registers it, `drafter` proposes; core runs the model."""

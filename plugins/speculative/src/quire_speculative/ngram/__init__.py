@@ -1,0 +1,1 @@
+"""Looks up where the latest tokens occurred before: `plugin` registers it, `index` finds, `drafter` proposes."""

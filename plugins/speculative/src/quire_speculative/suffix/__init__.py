@@ -1,0 +1,1 @@
+"""Follows the most frequent continuation, in the request and in earlier outputs of its salt."""
