@@ -64,7 +64,7 @@ class Case:
     @property
     def is_possible(self) -> bool:
         """Not where so few requests run, or so few blocks are needed, that nothing is ever preempted."""
-        return self.pool == "ample" or (self.chunk != 1 and (self.chunk, self.block_size) != (7, 16))
+        return self.pool == "ample" or self.chunk is None or (self.chunk > 1 and self.block_size < 16)
 
 
 def pairwise_cases(**fixed: Sequence[object]) -> list[Case]:
@@ -147,7 +147,7 @@ def make_asks(prompts: Sequence[list[int]], sampling: str, has_text: bool) -> li
         if sampling == "seeded":
             fields |= _FILTERS[index // len(kinds) % len(_FILTERS)] | {"seed": 1000 + index}
         ends = "stop_token_ids" not in fields and "stop" not in fields
-        max_tokens = 8 + mix(index) % 17
+        max_tokens = 16 + mix(index) % 17
         asks.append(Ask(prompt, SamplingParams(max_tokens=max_tokens, ignore_eos=ends, **fields)))  # type: ignore[arg-type]  # each value is of its field's type
     return asks
 
@@ -350,7 +350,8 @@ def assert_exercised(case: Case, outcome: Outcome) -> None:
         assert drafts["partly"] > 0, "no draft was accepted in part"
         # A stop token within accepted drafts drops those after it.
         is_cut = seen["spec_decode_num_accepted_tokens"] > seen["spec_decode_num_steps_saved"]
-        assert is_cut or case.chunk == 7 or case.is_adaptive, "no stop within accepted drafts"
+        is_long = case.max_drafts > 3 and case.chunk != 7 and not case.is_adaptive
+        assert is_cut or not is_long, "no stop within accepted drafts"
     assert (seen["num_preemptions"] > 0) == (case.pool == "scarce")
     if case.cache == "off":
         assert seen["prefix_cache_hits"] == 0

@@ -104,6 +104,7 @@ def test_no_requests_are_no_error(kind):
     control = kind(K, 2, None)
     control.calibrate(points(flat), 1e-6)
     assert control.limits([]) == DraftLimits([])
+    control.note_tokens(0, 2, 1, [5, 6])  # of a request that waited for a step
 
 
 def test_requests_with_drafts_switched_off_are_never_asked_for():

@@ -5,7 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from quire.execution.acceptance import OPTIMISM, OPTIMISM_WEIGHT, PRIOR_WEIGHT, REQUEST_MEMORY, Acceptance
+from quire.execution.acceptance import (
+    OPTIMISM,
+    OPTIMISM_WEIGHT,
+    PRIOR_WEIGHT,
+    REQUEST_MEMORY,
+    Acceptance,
+    Progress,
+)
 from quire.execution.draft_plan import best_plan
 from quire.execution.pair_filter import PairFilter
 from quire.execution.step_cost import ProposeCost, StepCost
@@ -199,3 +206,19 @@ def test_proposals_are_split_into_a_fixed_part_and_one_per_draft():
     fixed, each = cost.parts(1)
     assert fixed == pytest.approx(8e-3, rel=0.05)
     assert each == pytest.approx(0.25e-3, rel=0.1)
+
+
+def test_a_token_for_a_request_that_is_ahead_is_worth_less():
+    progress = Progress(4)
+    assert progress.weights([0, 1, 2]).tolist() == [1.0, 1.0, 1.0]
+    for _ in range(400):
+        progress.note(0, 4)
+        progress.note(1, 1)
+    # The derivative of the harmonic mean: (1 / 4^2) and 1, scaled to an average of 1.
+    assert progress.weights([0, 1]) == pytest.approx([2 / 17, 32 / 17], rel=1e-6)
+    progress.assign(0)
+    assert progress.weights([0, 1]).tolist() == pytest.approx([1.0, 1.0])
+    progress.note(0, 4)
+    before = progress.weights([0, 2])[0]
+    progress.note_plain()
+    assert before < progress.weights([0, 2])[0] < 1.0

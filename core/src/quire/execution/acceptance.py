@@ -21,6 +21,9 @@ FADING = 0.99
 """Weight of a request's earlier outcomes after one of any request: who gets no drafts is tried again in time."""
 ENGINE_MEMORY = 0.95
 """Weight of all requests' earlier outcomes after those of a step."""
+RATE_GAIN = 0.05
+AHEAD_POWER = 2.0
+"""How fast a token's worth falls with the lead of its request; 2: the derivative of the harmonic mean."""
 ANSWER_GAIN = 0.15
 """Weight of the latest answer in how often the drafter answers."""
 
@@ -112,3 +115,35 @@ class Acceptance:
     def describe(self) -> str:
         """One line for the log."""
         return f"acceptance by position {', '.join(f'{chance:.2f}' for chance in self._prior)}"
+
+
+class Progress:
+    """How many tokens each request gets a step, and what another one is worth to it.
+
+    Requests that run together mostly wait for the slowest: a token that puts one further ahead of the others
+    makes nothing end sooner. So it counts as much as it shortens the harmonic mean of the requests' times.
+
+    Args:
+        max_num_seqs: slots.
+    """
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self._rates = np.ones(max_num_seqs)
+
+    def assign(self, slot: int) -> None:
+        """A request takes a slot."""
+        self._rates[slot] = 1.0
+
+    def note(self, slot: int, num_tokens: int) -> None:
+        """A step gave the slot's request so many tokens."""
+        self._rates[slot] += RATE_GAIN * (num_tokens - self._rates[slot])
+
+    def note_plain(self) -> None:
+        """A step gave every request one token."""
+        self._rates += RATE_GAIN * (1.0 - self._rates)
+
+    def weights(self, slots: Sequence[int]) -> Floats:
+        """[R], 1 on average."""
+        weights: Floats = self._rates.take(slots) ** -AHEAD_POWER
+        weights /= weights.mean()
+        return weights

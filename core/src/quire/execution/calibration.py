@@ -10,7 +10,9 @@ from quire.execution.batch_builder import BatchLimits
 
 CALIBRATION_S = 2.0
 """Seconds after which no larger step is measured."""
-CALIBRATION_REPEATS = 4
+CALIBRATION_STEP_S = 0.1
+"""Seconds after which a step is not measured again."""
+CALIBRATION_REPEATS = 5
 _PROMPT_TOKENS = 64
 _PERIOD = 8
 
@@ -27,23 +29,33 @@ class CalibrationPlans:
         self._num_blocks = num_blocks
 
     @property
-    def num_rows(self) -> Iterator[int]:
-        """Sizes of the steps to measure: powers of two, and the most that decode at once."""
-        most = min(self._limits.max_num_seqs, self._limits.max_num_batched_tokens)
+    def sizes(self) -> Iterator[int]:
+        """Tokens of the steps to measure: powers of two, and the most that all requests and drafts can be."""
+        most = min(self._limits.max_rows, self._limits.max_num_batched_tokens)
         size = 1
         while size < most:
             yield size
             size *= 2
         yield most
 
-    def step(self, num_rows: int) -> StepPlan:
-        """A decode of that many requests."""
+    def step(self, num_tokens: int) -> StepPlan:
+        """A decode of that many tokens: of as many requests as there can be, and drafts for the rest."""
+        num_rows = min(num_tokens, self._limits.max_num_seqs)
+        each, more = divmod(num_tokens, num_rows)
+        lengths = [each + (slot < more) for slot in range(num_rows)]
+        num_blocks = -(-max(lengths) // self._limits.block_size)
         return StepPlan(
             step_id=0,
             assignments=[self._assignment(slot, [0]) for slot in range(num_rows)],
-            table_updates=[BlockTableUpdate(slot, 0, [slot % self._num_blocks]) for slot in range(num_rows)],
+            table_updates=[
+                BlockTableUpdate(slot, 0, self._blocks(slot * num_blocks, num_blocks))
+                for slot in range(num_rows)
+            ],
             block_copies=[],
-            rows=[PlanRow(slot, start=0, num_tokens=1, is_sampled=True) for slot in range(num_rows)],
+            rows=[
+                PlanRow(slot, start=0, num_tokens=length, is_sampled=True, num_drafts=length - 1)
+                for slot, length in enumerate(lengths)
+            ],
         )
 
     def prompt(self) -> StepPlan:
@@ -53,8 +65,10 @@ class CalibrationPlans:
         num_blocks = -(-(num_tokens + self._limits.max_drafts) // size)
         num_blocks = min(num_blocks, -(-self._limits.max_model_len // size))
         assignment = self._assignment(0, [index % _PERIOD for index in range(num_tokens)])
-        blocks = [index % self._num_blocks for index in range(num_blocks)]
-        return StepPlan(0, [assignment], [BlockTableUpdate(0, 0, blocks)], [], [])
+        return StepPlan(0, [assignment], [BlockTableUpdate(0, 0, self._blocks(0, num_blocks))], [], [])
+
+    def _blocks(self, first: int, count: int) -> list[int]:
+        return [index % self._num_blocks for index in range(first, first + count)]
 
     def _assignment(self, slot: int, token_ids: list[int]) -> SlotAssignment:
         return SlotAssignment(

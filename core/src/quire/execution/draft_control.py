@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from quire.execution.acceptance import Floats
+import numpy as np
+
+from quire.execution.acceptance import Floats, Progress
 from quire.execution.draft_plan import DraftPlan, DraftPlanner, best_plan
 from quire.execution.shadow_drafts import ShadowDrafts
 
@@ -79,6 +81,15 @@ class DraftControl(Protocol):
         """A step verified `num_drafts` of a request's drafts, and gave it these tokens."""
         ...
 
+    @property
+    def is_comparing(self) -> bool:
+        """Whether proposals of a shadow round wait for tokens to be compared with."""
+        ...
+
+    def note_plain(self) -> None:
+        """A step gave every request one token; instead of `note_tokens` where nothing is compared."""
+        ...
+
     def note_step(self, num_rows: int, num_drafts: int, seconds: float) -> None:
         """A step of decoding rows only, with so many drafts over all of them, took so long."""
         ...
@@ -134,6 +145,14 @@ class FixedControl:
     def note_tokens(self, slot: int, num_drafts: int, num_accepted: int, token_ids: Sequence[int]) -> None:
         """Nothing depends on it."""
 
+    @property
+    def is_comparing(self) -> bool:
+        """There are no shadow rounds."""
+        return False
+
+    def note_plain(self) -> None:
+        """Nothing depends on it."""
+
     def note_step(self, num_rows: int, num_drafts: int, seconds: float) -> None:
         """Nothing depends on it."""
 
@@ -166,6 +185,9 @@ class AdaptiveControl:
         self._max_drafts = max_drafts
         self._most_rows = max_num_seqs if disable_by_batch_size is None else disable_by_batch_size
         self._planner = DraftPlanner(max_drafts, max_num_seqs)
+        self._progress = Progress(max_num_seqs)
+        self._weights: Floats = np.ones(1)
+        self._worth: dict[int, float] = {}
         self._shadows = ShadowDrafts()
         self._earnings = EARNINGS_START
         self._shadow_credit = 0.0
@@ -180,10 +202,12 @@ class AdaptiveControl:
         """A request takes a slot."""
         self._shadows.drop(slot)
         self._planner.acceptance.assign(slot, max_drafts)
+        self._progress.assign(slot)
 
     def limits(self, slots: Sequence[int]) -> DraftLimits:
         """Ask for what is expected to pay; else, seldom, for what shows whether it would."""
-        num_rows = self._num_rows = len(slots)
+        num_rows = len(slots)
+        self._num_rows = max(1, num_rows)
         self._earnings = min(self._earnings + EARNINGS_INCOME, EARNINGS_CAP)
         self._shadow_credit = min(self._shadow_credit + SHADOW_INCOME, SHADOW_CAP)
         if self._num_rest:
@@ -191,7 +215,9 @@ class AdaptiveControl:
             return DraftLimits([0] * num_rows)
         if not 0 < num_rows <= self._most_rows or not self._planner.step.is_known:
             return DraftLimits([0] * num_rows)
-        survival = self._planner.acceptance.survival(slots)
+        self._weights = self._progress.weights(slots)
+        survival = self._planner.acceptance.survival(slots) * self._weights[:, None]
+        self._worth = dict(zip(slots, self._weights.tolist(), strict=True))
         plan = self._promising(slots, survival)
         self._is_on_credit = plan is None
         if plan is None:
@@ -250,6 +276,7 @@ class AdaptiveControl:
         kept = list(num_proposed)
         if kept != self._asked and any(kept):
             survival = planner.acceptance.survival(slots) * planner.acceptance.up_to(kept)
+            survival *= self._weights[:, None]
             plan = best_plan(survival, planner.step.with_drafts(len(slots), min(self._doubt, 0.0)))
             kept = plan.lengths if plan.speedup() >= MARGIN else [0] * len(kept)
         if any(kept):
@@ -266,13 +293,23 @@ class AdaptiveControl:
 
     def note_tokens(self, slot: int, num_drafts: int, num_accepted: int, token_ids: Sequence[int]) -> None:
         """Learn how many were accepted, or would have been."""
+        self._progress.note(slot, len(token_ids))
         if num_drafts:
-            self._earnings += num_accepted / self._num_rows
+            self._earnings += num_accepted * self._worth.get(slot, 1.0) / self._num_rows
             self._planner.acceptance.note_outcome(slot, num_drafts, num_accepted)
         if slot in self._shadows:
             outcome = self._shadows.compare(slot, token_ids)
             if outcome is not None:
                 self._planner.acceptance.note_outcome(slot, *outcome)
+
+    @property
+    def is_comparing(self) -> bool:
+        """Whether proposals of a shadow round wait for tokens to be compared with."""
+        return bool(self._shadows)
+
+    def note_plain(self) -> None:
+        """Requests that were ahead lose their lead."""
+        self._progress.note_plain()
 
     def note_step(self, num_rows: int, num_drafts: int, seconds: float) -> None:
         """Learn what steps take."""

@@ -99,10 +99,12 @@ def best_plan(survival: Floats, times: Floats, totals: Floats | None = None) -> 
     if totals is None:
         totals = times
     chances = survival.ravel()
-    order = (-chances).argsort(kind="stable")[: len(totals)] if num_rows > 1 else None
-    gains = (chances[: len(totals)] if order is None else chances.take(order)).cumsum()
+    if num_rows == 1:  # most likely first as they are
+        gains = chances[: len(totals)].cumsum()
+        best = int(((gains + 1) / totals).argmax())
+        return DraftPlan([best + 1], float(gains[best]), float(times[best]))
+    order = (-chances).argsort(kind="stable")[: len(totals)]
+    gains = chances.take(order).cumsum()
     best = int(((gains + num_rows) / totals).argmax())
-    lengths = (
-        [best + 1] if order is None else np.bincount(order[: best + 1] // width, minlength=num_rows).tolist()
-    )
-    return DraftPlan(lengths, float(gains[best]) / num_rows, float(times[best]))
+    lengths = np.bincount(order[: best + 1] // width, minlength=num_rows)
+    return DraftPlan(lengths.tolist(), float(gains[best]) / num_rows, float(times[best]))

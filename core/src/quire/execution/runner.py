@@ -15,7 +15,12 @@ from quire.api.errors import NumericalError, PluginError
 from quire.api.protocols import AttentionBackend, Model
 from quire.api.step import PlanRow, RowResult, SlotAssignment, StepPlan, StepResult, TokenLogprobs
 from quire.execution.batch_builder import BatchBuilder, BatchLimits, BuiltBatch
-from quire.execution.calibration import CALIBRATION_REPEATS, CALIBRATION_S, CalibrationPlans
+from quire.execution.calibration import (
+    CALIBRATION_REPEATS,
+    CALIBRATION_S,
+    CALIBRATION_STEP_S,
+    CalibrationPlans,
+)
 from quire.execution.forward import run_layers
 from quire.execution.logprobs import prompt_logprobs
 from quire.execution.processors import ProcessorTable
@@ -106,8 +111,8 @@ class ModelRunner:
         plans = CalibrationPlans(self._limits, num_blocks)
         step_times = []
         begin = time.perf_counter()
-        for num_rows in plans.num_rows:
-            step_times.append((num_rows, self._measure(plans.step(num_rows))))
+        for size in plans.sizes:
+            step_times.append((size, self._measure(plans.step(size))))
             if time.perf_counter() - begin > CALIBRATION_S:
                 break
         plan = plans.prompt()
@@ -121,8 +126,8 @@ class ModelRunner:
         for assignment in plan.assignments:
             self._assign(assignment)
         self._builder.apply(plan)
-        seconds = []
-        for _ in range(CALIBRATION_REPEATS):
+        seconds: list[float] = []
+        while len(seconds) < CALIBRATION_REPEATS and (len(seconds) < 2 or sum(seconds) < CALIBRATION_STEP_S):
             begin = time.perf_counter()
             self._run_rows(plan, begin)
             seconds.append(time.perf_counter() - begin)
@@ -212,16 +217,13 @@ class ModelRunner:
     def _speculate(self, plan: StepPlan, results: list[RowResult], seconds: float) -> list[RowResult]:
         """Let the drafter learn of the step, and propose for the next one."""
         speculator = cast(Speculator, self._speculator)
-        sampled = [
-            (row, result)
-            for row, result in zip(plan.rows, results, strict=True)
-            if result.token_ids and result.error is None
-        ]
-        speculator.note([row for row, _ in sampled], [result.token_ids for _, result in sampled])
+        sampled = [index for index, result in enumerate(results) if result.token_ids and result.error is None]
+        rows = [plan.rows[index] for index in sampled]
+        speculator.note(rows, [results[index].token_ids for index in sampled])
         num_drafts = sum(row.num_drafts for row in plan.rows)
         if len(plan.rows) + num_drafts == plan.num_tokens:
             speculator.control.note_step(len(plan.rows), num_drafts, seconds)
-        slots = [row.slot for row, _ in sampled]
+        slots = [row.slot for row in rows]
         proposals = speculator.propose(slots) if plan.is_drafting and slots else None
         if proposals is None:
             return results

@@ -11,6 +11,9 @@ class ShadowDrafts:
     def __init__(self) -> None:
         self._drafts: dict[int, tuple[list[int], int]] = {}
 
+    def __len__(self) -> int:
+        return len(self._drafts)
+
     def __contains__(self, slot: int) -> bool:
         return slot in self._drafts
 

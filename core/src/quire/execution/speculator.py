@@ -114,7 +114,9 @@ class Speculator:
         """The requests left these slots; those that hold nothing are passed over."""
         requests = [self._request(slot, 0) for slot in slots if slot in self._slots]
         for request in requests:
-            del self._slots[self._slot_of.pop(request.request_id)]
+            slot = self._slot_of.pop(request.request_id)
+            del self._slots[slot]
+            self.control.assign(slot, 0)
         if requests:
             self.drafter.released(requests)
 
@@ -141,6 +143,9 @@ class Speculator:
 
     def note(self, rows: Sequence[PlanRow], token_ids: Sequence[Sequence[int]]) -> None:
         """Rows were sampled: take in their tokens, and tell the drafter what became of its drafts."""
+        if not self.control.is_comparing and not any(row.num_drafts for row in rows):
+            self.control.note_plain()
+            return
         outcomes = []
         for row, tokens in zip(rows, token_ids, strict=True):
             num_accepted = len(tokens) - 1
