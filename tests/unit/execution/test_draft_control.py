@@ -25,7 +25,7 @@ def points(curve):
 
 
 def adaptive(num_slots=4, curve=flat, propose_s=1e-6):
-    control = AdaptiveControl(K, num_slots, None)
+    control = AdaptiveControl(K, num_slots)
     for slot in range(num_slots):
         control.assign(slot, K)
     control.calibrate(points(curve), propose_s)
@@ -68,7 +68,7 @@ def next_round(control, slots, curve=gentle):
 
 @pytest.mark.parametrize("kind", [FixedControl, AdaptiveControl])
 def test_starts_at_the_full_number(kind):
-    control = kind(K, 2, None)
+    control = kind(K, 2)
     control.assign(1, K)
     control.calibrate(points(flat), 1e-6)
     assert control.limits([1]) == DraftLimits([K], is_shadow=False)
@@ -76,32 +76,21 @@ def test_starts_at_the_full_number(kind):
 
 @pytest.mark.parametrize("kind", [FixedControl, AdaptiveControl])
 def test_a_request_gets_no_more_than_its_own_limit(kind):
-    control = kind(K, 4, None)
+    control = kind(K, 4)
     for slot, limit in enumerate((0, 1, 3, K + 5)):
         control.assign(slot, limit)
     control.calibrate(points(flat), 1e-6)
     assert control.limits([3, 0, 2, 1]).limits == [K, 0, 3, 1]
 
 
-@pytest.mark.parametrize("kind", [FixedControl, AdaptiveControl])
-def test_more_requests_than_the_limit_get_none_and_no_shadow_rounds(kind):
-    control = kind(K, 4, 2)
-    for slot in range(4):
-        control.assign(slot, K)
-    control.calibrate(points(flat), 1e-6)
-    for _ in range(50):
-        assert control.limits([0, 1, 2]) == DraftLimits([0, 0, 0])
-    assert all(control.limits([0, 3]).limits)
-
-
 def test_fixed_keeps_all_that_was_proposed():
-    control = FixedControl(K, 2, None)
+    control = FixedControl(K, 2)
     assert control.trim([0, 1], [2, 0]) == [2, 0]
 
 
 @pytest.mark.parametrize("kind", [FixedControl, AdaptiveControl])
 def test_no_requests_are_no_error(kind):
-    control = kind(K, 2, None)
+    control = kind(K, 2)
     control.calibrate(points(flat), 1e-6)
     assert control.limits([]) == DraftLimits([])
     control.note_tokens(0, 2, 1, [5, 6])  # of a request that waited for a step
@@ -116,7 +105,7 @@ def test_requests_with_drafts_switched_off_are_never_asked_for():
 
 
 def test_nothing_is_drafted_before_a_step_was_timed():
-    control = AdaptiveControl(K, 1, None)
+    control = AdaptiveControl(K, 1)
     control.assign(0, K)
     control.calibrate([], 0.0)
     assert control.limits([0]).limits == [0]
@@ -190,7 +179,7 @@ def test_describe_is_one_line():
     control.note_step(2, 0, 20e-3)
     assert "\n" not in control.describe()
     assert "ms" in control.describe()
-    assert "up to 4" in FixedControl(K, 2, None).describe()
+    assert "up to 4" in FixedControl(K, 2).describe()
 
 
 @pytest.mark.parametrize(

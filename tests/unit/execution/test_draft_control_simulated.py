@@ -152,7 +152,7 @@ class World:
 
 
 def adaptive(num_rows):
-    return AdaptiveControl(K, num_rows, None)
+    return AdaptiveControl(K, num_rows)
 
 
 def mean(values):
@@ -168,7 +168,7 @@ def speeds(num_seeds=3, num_steps=150, **world):
 
 def best_fixed(**world):
     """Throughput with the best fixed number of drafts, which nobody knows beforehand."""
-    return max(World(**world).run(FixedControl(k, world["num_rows"], None)) for k in (1, 2, 4, 8))
+    return max(World(**world).run(FixedControl(k, world["num_rows"])) for k in (1, 2, 4, 8))
 
 
 @pytest.mark.parametrize("num_rows", [1, 4, 16, 64])
@@ -270,5 +270,5 @@ def test_without_a_calibration_it_learns_from_the_first_steps():
 
 def test_simulations_can_fail():
     """The worlds above do contain drafts that lose: fixed ones are far slower than none."""
-    assert World(64, 0.3).run(FixedControl(K, 64, None)) < 0.5
-    assert World(1, 0.0, propose=DRAFTERS["slow"]).run(FixedControl(K, 1, None)) < 0.3
+    assert World(64, 0.3).run(FixedControl(K, 64)) < 0.5
+    assert World(1, 0.0, propose=DRAFTERS["slow"]).run(FixedControl(K, 1)) < 0.3

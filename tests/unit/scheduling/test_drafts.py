@@ -61,12 +61,12 @@ def test_drafts_leave_a_token_for_each_request_after_them(make_driver, make_draf
     driver.check_outputs()
 
 
-def test_drafts_come_before_waiting_requests(make_driver, make_drafting):
+def test_drafts_come_after_running_and_waiting_requests(make_driver, make_drafting):
     driver = make_driver(num_blocks=16, budget=6, propose=make_drafting(4))
     driver.add([1], max_tokens=20)
     driver.step()
     driver.add([2, 2, 2], max_tokens=2)
-    assert rows_of(driver.step()) == [(0, 1, 5, 4), (1, 0, 1, 0)]
+    assert rows_of(driver.step()) == [(0, 1, 3, 2), (1, 0, 3, 0)]
     driver.run()
     driver.check_outputs()
 
@@ -204,7 +204,7 @@ def test_a_stop_token_within_accepted_drafts_drops_the_rest(make_driver, make_dr
     driver.check_outputs()
     metrics = request.speculation
     assert metrics is not None
-    assert (metrics.num_accepted_tokens, metrics.num_steps_saved) == (4, position - 1)
+    assert metrics.num_accepted_tokens == 4
     assert driver.manager.usage().num_used_blocks == 0
 
 
@@ -318,4 +318,16 @@ def test_counts(make_driver, make_drafting):
     assert other.speculation is None and own == total and own is not None
     # 1 token from the prompt, then 3 a step: drafts of 3, 3, 3 and, for the last 2 tokens, 1.
     assert (own.num_drafts, own.num_draft_tokens, own.num_accepted_tokens) == (4, 10, 7)
-    assert (own.num_accepted_tokens_per_pos, own.num_steps_saved) == ([4, 3, 0], 7)
+    assert own.num_accepted_tokens_per_pos == [4, 3, 0]
+
+
+def test_with_more_running_requests_than_the_limit_nothing_is_drafted(make_driver, make_drafting):
+    driver = make_driver(num_blocks=16, budget=4, propose=make_drafting(2))
+    scheduler = driver.scheduler
+    scheduler.limits = replace(scheduler.limits, max_drafting_requests=1)
+    driver.add([1], max_tokens=9)
+    assert driver.step().is_drafting
+    driver.add([2] * 9, max_tokens=2)  # its prompt takes several steps, in which only the first gets tokens
+    assert [driver.step().is_drafting for _ in range(2)] == [False, False]
+    driver.run()
+    driver.check_outputs()

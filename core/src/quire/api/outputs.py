@@ -48,12 +48,11 @@ class SpeculationMetrics:
         """Tokens that a row with drafts gave on average, the target's own included; 1 where there was none."""
         return 1 + (self.num_accepted_tokens / self.num_drafts if self.num_drafts else 0.0)
 
-    def add_row(self, num_drafts: int, num_accepted: int, num_kept: int) -> None:
-        """Count one row: its drafts, those accepted, and the tokens that the request kept."""
+    def add_row(self, num_drafts: int, num_accepted: int) -> None:
+        """Count one row: its drafts, and those accepted."""
         self.num_drafts += 1
         self.num_draft_tokens += num_drafts
         self.num_accepted_tokens += num_accepted
-        self.num_steps_saved += max(0, num_kept - 1)
         per_position = self.num_accepted_tokens_per_pos
         per_position.extend([0] * (num_drafts - len(per_position)))
         for position in range(num_accepted):

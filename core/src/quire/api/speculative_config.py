@@ -27,7 +27,11 @@ class SpeculativeConfig(Section):
 
     method: str = Field(min_length=1, description="a registered drafter: ngram, suffix, draft-model")
     num_speculative_tokens: int = Field(
-        5, ge=1, le=MAX_SPECULATIVE_TOKENS, description="most draft tokens of a request in a step"
+        5,
+        strict=True,
+        ge=1,
+        le=MAX_SPECULATIVE_TOKENS,
+        description="most draft tokens of a request in a step",
     )
     adaptive: bool = Field(
         True, description="draft less, or not at all, where measurements say that drafts do not pay"
@@ -43,20 +47,23 @@ class SpeculativeConfig(Section):
         if isinstance(value, str):
             try:
                 value = json.loads(value)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(f"is not JSON ({error}); give an object such as " + _EXAMPLE) from None
         if not isinstance(value, Mapping):
             if isinstance(value, cls):
                 return value
             raise ValueError("give an object such as " + _EXAMPLE)
         given = {str(key): entry for key, entry in value.items() if entry is not None}
-        if given.get("model") in _NGRAM_MODELS:
+        if given.get("model") in _NGRAM_MODELS and given.get("method") in (None, *_NGRAM_MODELS):
             del given["model"]
             given.setdefault("method", "ngram")
-        if "method" not in given and "model" in given:
+        if "method" not in given:
+            if "model" not in given:
+                raise ValueError("names no method: give an object such as " + _EXAMPLE)
             given["method"] = "draft-model"
         if isinstance(given.get("method"), str):
-            given["method"] = str(given["method"]).strip("[]").replace("_", "-")
+            method = str(given["method"]).strip("[]")
+            given["method"] = "draft-model" if method == "draft_model" else method
         return given
 
     @property

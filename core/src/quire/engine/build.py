@@ -122,7 +122,10 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     with allocating("the KV cache and the step's buffers"):
         runner = _make_runner(settings, built, limits, budget, table, speculation)
     if speculation is not None:
-        speculation.prepare(runner, budget.num_blocks)
+        with allocating(
+            "the draft model's steps" if speculation.num_lookahead_tokens else "steps with drafts"
+        ):
+            speculation.prepare(runner, budget.num_blocks)
     manager = BlockManager(
         num_blocks=budget.num_blocks,
         block_size=budget.block_size,

@@ -158,7 +158,8 @@ def check_vocabulary(draft: ModelSource, target: Target) -> None:
 def _tokenizer_of(source: ModelSource) -> Tokenizer | None:
     try:
         return Tokenizer.from_folder(source.folder)
-    except TokenizerError:
+    except TokenizerError as error:
+        logger.warning("draft model: %s; its vocabulary is compared by its size alone", error)
         return None
 
 

@@ -318,6 +318,8 @@ class Engine:
                 self._scheduler.finish(update.request.request_id, FinishReason.STOP, stop)
                 tracker.end(update.request)
             self._statistics.add_generated(len(update.new_token_ids))
+            if len(update.new_token_ids) > 1:
+                self._scheduler.note_steps_saved(update.request, len(update.new_token_ids) - 1)
             changed[tracker.request_id] = None
             if tracker.is_finished and tracker.request_id not in self._finished:
                 self._note_finished(tracker, tracker.finish_reason)

@@ -75,7 +75,7 @@ def size_cache(
 
 def step_limits(config: EngineConfig, budget: KVBudget, num_lookahead_tokens: int = 0) -> SchedulerLimits:
     """The scheduler's limits; ConfigError where a step cannot hold a prompt that may not be chunked."""
-    scheduler = config.scheduler
+    scheduler, speculation = config.scheduler, config.speculation.speculative_config
     tokens = scheduler.max_num_batched_tokens
     if not scheduler.enable_chunked_prefill:
         if tokens is not None and tokens < budget.max_model_len:
@@ -92,4 +92,5 @@ def step_limits(config: EngineConfig, budget: KVBudget, num_lookahead_tokens: in
         max_model_len=budget.max_model_len,
         enable_chunked_prefill=scheduler.enable_chunked_prefill,
         num_lookahead_tokens=num_lookahead_tokens,
+        max_drafting_requests=None if speculation is None else speculation.disable_by_batch_size,
     )

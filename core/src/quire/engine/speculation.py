@@ -159,7 +159,7 @@ class Speculation:
         loaded = LoadedDrafter(spec.name, self.plugin, describe_origin(self._chosen.entry), self._drafter)
         drafter = GuardedDrafter(loaded, self._vocab_size, self._calls.call)
         kind = AdaptiveControl if config.adaptive else FixedControl
-        control = kind(self.max_drafts, limits.max_num_seqs, config.disable_by_batch_size)
+        control = kind(self.max_drafts, limits.max_num_seqs)
         rules = DrafterRules(self.max_drafts, self._models)
         speculator = Speculator(drafter, control, parts.builder, limits, rules)
         self._sampler.bind(parts.sampling, speculator.slot_of)

@@ -51,7 +51,9 @@ class EngineStatistics:
 
     def add_step(self, plan: StepPlan, usage: KVCacheUsage, block_size: int) -> None:
         """A step ran."""
-        self.num_prefill_chunks += sum(row.num_tokens > 1 or not row.is_sampled for row in plan.rows)
+        self.num_prefill_chunks += sum(
+            row.num_tokens - row.num_drafts > 1 or not row.is_sampled for row in plan.rows
+        )
         self.max_batch_rows = max(self.max_batch_rows, len(plan.rows))
         self.kv_slots_allocated += usage.num_used_blocks * block_size
         self.kv_slots_wasted += usage.num_wasted_slots

@@ -117,13 +117,11 @@ class FixedControl:
 
     Args:
         max_drafts: most drafts of a request. max_num_seqs: slots.
-        disable_by_batch_size: with more requests than this there are none. None: no such limit.
     """
 
-    def __init__(self, max_drafts: int, max_num_seqs: int, disable_by_batch_size: int | None) -> None:
+    def __init__(self, max_drafts: int, max_num_seqs: int) -> None:
         self._max_drafts = max_drafts
         self._allowed = [max_drafts] * max_num_seqs
-        self._most_rows = max_num_seqs if disable_by_batch_size is None else disable_by_batch_size
 
     def assign(self, slot: int, max_drafts: int) -> None:
         """A request takes a slot."""
@@ -131,8 +129,6 @@ class FixedControl:
 
     def limits(self, slots: Sequence[int]) -> DraftLimits:
         """The requests' own limits."""
-        if len(slots) > self._most_rows:
-            return DraftLimits([0] * len(slots))
         return DraftLimits([self._allowed[slot] for slot in slots])
 
     def trim(self, slots: Sequence[int], num_proposed: Sequence[int]) -> list[int]:
@@ -164,7 +160,7 @@ class FixedControl:
 
     def describe(self) -> str:
         """One line for the log."""
-        return f"drafts: always up to {self._max_drafts}, for up to {self._most_rows} requests"
+        return f"drafts: always up to {self._max_drafts}"
 
 
 class AdaptiveControl:
@@ -178,12 +174,10 @@ class AdaptiveControl:
 
     Args:
         max_drafts: most drafts of a request. max_num_seqs: slots.
-        disable_by_batch_size: with more requests than this there are none. None: no such limit.
     """
 
-    def __init__(self, max_drafts: int, max_num_seqs: int, disable_by_batch_size: int | None) -> None:
+    def __init__(self, max_drafts: int, max_num_seqs: int) -> None:
         self._max_drafts = max_drafts
-        self._most_rows = max_num_seqs if disable_by_batch_size is None else disable_by_batch_size
         self._planner = DraftPlanner(max_drafts, max_num_seqs)
         self._progress = Progress(max_num_seqs)
         self._weights: Floats = np.ones(1)
@@ -213,7 +207,7 @@ class AdaptiveControl:
         if self._num_rest:
             self._num_rest -= 1
             return DraftLimits([0] * num_rows)
-        if not 0 < num_rows <= self._most_rows or not self._planner.step.is_known:
+        if num_rows == 0 or not self._planner.step.is_known:
             return DraftLimits([0] * num_rows)
         self._weights = self._progress.weights(slots)
         survival = self._planner.acceptance.survival(slots) * self._weights[:, None]

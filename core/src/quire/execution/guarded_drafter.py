@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import SupportsIndex, cast
 
 from quire.api.speculation import Drafter, DraftOutcome, DraftRequest
 from quire.execution.processors import PluginCall
 
 MAX_FAILURES = 8
 """Requests in a row for which a drafter fails before it is left out for good."""
+
+_FAULTS = (Exception, SystemExit, GeneratorExit)
 
 logger = logging.getLogger("quire.plugins")
 
@@ -61,7 +65,7 @@ class GuardedDrafter:
             return drafts
         try:
             answers = self._ask([requests[index] for index in asked])
-        except (Exception, SystemExit) as error:
+        except _FAULTS as error:
             if len(asked) == 1:
                 self._refuse(requests[asked[0]], error)
             else:
@@ -85,13 +89,17 @@ class GuardedDrafter:
         """Tell the drafter that the engine ends."""
         self._tell("close", self._loaded.drafter.close)
 
-    def _ask(self, requests: list[DraftRequest]) -> Sequence[object]:
-        drafter = self._loaded.drafter
-        answers = self._call(self._loaded.plugin, "Drafter.propose", drafter.propose, requests)
-        if not isinstance(answers, Sequence) or len(answers) != len(requests):
-            found = f"{len(answers)} drafts" if isinstance(answers, Sequence) else type(answers).__name__
-            raise TypeError(f"propose gave {found} for {len(requests)} requests")
-        return answers
+    def _ask(self, requests: Sequence[DraftRequest]) -> list[object]:
+        propose = self._loaded.drafter.propose
+        answers = self._call(self._loaded.plugin, "Drafter.propose", propose, tuple(requests))
+        if not isinstance(answers, Sequence):
+            raise TypeError(f"propose gave {type(answers).__name__}, expected one sequence for each request")
+        listed = list(islice(answers, len(requests) + 1))
+        if len(listed) != len(requests):
+            raise TypeError(
+                f"propose gave drafts of another number of requests than the {len(requests)} given"
+            )
+        return listed
 
     def _propose_alone(self, request: DraftRequest) -> list[int]:
         """Ask for one request, to find out whose fault a failure was."""
@@ -99,19 +107,22 @@ class GuardedDrafter:
             return []
         try:
             answer = self._ask([request])[0]
-        except (Exception, SystemExit) as error:
+        except _FAULTS as error:
             self._refuse(request, error)
             return []
         return self._read(request, answer)
 
     def _read(self, request: DraftRequest, answer: object) -> list[int]:
         try:
-            drafts = [operator.index(token_id) for token_id in answer]  # type: ignore[attr-defined]  # refused below
+            drafts = cast(
+                "list[int]",
+                self._call(self._loaded.plugin, "Drafter.propose", _read_ids, answer, request.max_drafts + 1),
+            )
             if len(drafts) > request.max_drafts:
-                raise ValueError(f"it proposed {len(drafts)} tokens where {request.max_drafts} can be used")
+                raise ValueError(f"it proposed more than the {request.max_drafts} tokens that can be used")
             if drafts and not 0 <= min(drafts) <= max(drafts) < self._vocab_size:
                 raise ValueError(f"it proposed {drafts}, token ids are from 0 to {self._vocab_size - 1} here")
-        except (Exception, SystemExit) as error:
+        except _FAULTS as error:
             self._refuse(request, error)
             return []
         if drafts:
@@ -136,7 +147,7 @@ class GuardedDrafter:
             return
         try:
             self._call(self._loaded.plugin, f"Drafter.{what}", function, *args)
-        except (Exception, SystemExit) as error:
+        except _FAULTS as error:
             self._leave_out(f"{what} raised {type(error).__name__}: {error}")
 
     def _leave_out(self, reason: str) -> None:
@@ -144,3 +155,8 @@ class GuardedDrafter:
         logger.error(
             "%s is left out from now on, requests go on without drafts: %s", self._loaded.describe(), reason
         )
+
+
+def _read_ids(answer: object, most: int) -> list[int]:
+    """Up to so many token ids of a proposal, which may be endless."""
+    return [operator.index(token_id) for token_id in islice(cast("Iterable[SupportsIndex]", answer), most)]

@@ -37,7 +37,6 @@ class RunnerTimes:
     build_s: float = 0.0
     forward_s: float = 0.0
     sample_s: float = 0.0
-    propose_s: float = 0.0
 
 
 class ModelRunner:
@@ -93,10 +92,8 @@ class ModelRunner:
         if not plan.rows:
             return StepResult(plan.step_id, [])
         results = self._run_rows(plan, begin)
-        ran_at = time.perf_counter()
         if self._speculator is not None and any(result.token_ids for result in results):
-            results = self._speculate(plan, results, ran_at - begin)
-            self.times.propose_s += time.perf_counter() - ran_at
+            results = self._speculate(plan, results, time.perf_counter() - begin)
         return StepResult(plan.step_id, results)
 
     @torch.inference_mode()
@@ -227,11 +224,10 @@ class ModelRunner:
         proposals = speculator.propose(slots) if plan.is_drafting and slots else None
         if proposals is None:
             return results
-        share = proposals.seconds / len(slots)
-        counts = proposals.num_drafts
+        counts, share = proposals.num_drafts, proposals.seconds
         return [
-            replace(result, num_drafts=counts.get(result.slot, 0), propose_s=share)
-            if result.token_ids and result.error is None
+            replace(result, num_drafts=counts[result.slot], propose_s=share)
+            if result.slot in counts
             else result
             for result in results
         ]

@@ -36,8 +36,8 @@ class Proposals:
     """What the drafter was asked for after a step.
 
     Attributes:
-        seconds: that it took.
-        num_drafts: by slot, the drafts that wait behind its tokens.
+        seconds: that it took, for each request that was asked for.
+        num_drafts: by slot that was asked for, the drafts that wait behind its tokens.
     """
 
     seconds: float
@@ -174,12 +174,13 @@ class Speculator:
         drafts = {slot: answer for (slot, _), answer in zip(asked, answers, strict=True)}
         if decision.is_shadow:
             self.control.shadow(list(drafts), list(drafts.values()))
-            return Proposals(seconds, {})
+            return Proposals(seconds / len(asked), dict.fromkeys(drafts, 0))
         kept = self.control.trim(slots, [len(drafts.get(slot, ())) for slot in slots])
-        counts = {slot: count for slot, count in zip(slots, kept, strict=True) if count}
+        counts = {slot: count for slot, count in zip(slots, kept, strict=True) if slot in drafts}
         for slot, count in counts.items():
-            self._builder.set_drafts(slot, drafts[slot][:count])
-        return Proposals(seconds, counts)
+            if count:
+                self._builder.set_drafts(slot, drafts[slot][:count])
+        return Proposals(seconds / len(asked), counts)
 
     def calibrate(self, assignment: SlotAssignment, step_times: list[tuple[int, float]]) -> None:
         """Time a proposal for a made-up request, and give the control its figures.
@@ -189,17 +190,18 @@ class Speculator:
             step_times: tokens of a step, each in a row of its own, and seconds.
         """
         self.assign(assignment)
-        request = self._request(assignment.slot, self._room(assignment.slot))
+        room = self._room(assignment.slot)
         propose_s = 0.0
-        for _ in range(2):  # the first also takes in the prompt
+        for _ in range(2 if room > 0 else 0):  # the first also takes in the prompt
             begin = time.perf_counter()
-            self.drafter.propose([request])
+            self.drafter.propose([self._request(assignment.slot, room)])
             propose_s = time.perf_counter() - begin
         self.release([assignment.slot])
         self.control.calibrate(step_times, propose_s)
 
     def close(self) -> None:
-        """Let the drafter and its models go."""
+        """Let the drafter and its models go, and the requests that it still knows."""
+        self.release(list(self._slots))
         self.drafter.close()
         for model in self._rules.models:
             model.close()

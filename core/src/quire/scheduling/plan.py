@@ -21,6 +21,7 @@ class SchedulerLimits:
         max_model_len: prompt and output tokens of one request.
         enable_chunked_prefill: False schedules a request's tokens whole or not at all in a step; only
             a recompute that is longer than the budget is still done in chunks.
+        max_drafting_requests: with more running requests nothing is drafted. None: no such limit.
         num_lookahead_tokens: KV slots past a row's tokens that a draft model writes, where there is room.
     """
 
@@ -29,6 +30,7 @@ class SchedulerLimits:
     max_model_len: int
     enable_chunked_prefill: bool = True
     num_lookahead_tokens: int = 0
+    max_drafting_requests: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens"):

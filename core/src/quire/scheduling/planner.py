@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from quire.api.request import Request
+from dataclasses import replace
+
 from quire.api.step import PlanRow
 from quire.kvcache.block_manager import BlockManager
 from quire.scheduling.admission import Admission
@@ -15,7 +16,7 @@ _MAX_PREEMPTIONS = 8
 class Planner:
     """Spends a step's token budget: on running requests first, then on waiting ones, by key.
 
-    Drafts and lookahead are planned where there is room, and nobody is preempted for them.
+    Drafts and lookahead get what tokens and blocks are left then, and give their blocks back where they are needed.
     Without room for a running request, those after it are preempted for it, in reverse order; a step
     that preempts admits nobody. A waiting request that does not fit holds back those behind it.
     """
@@ -37,6 +38,9 @@ class Planner:
         self._requests.release_ready_forks()
         if self._plan_running(builder):
             self._admit_waiting(builder)
+            self._plan_drafts(builder)
+        for planned in builder.planned_rows:
+            planned.state.num_drafts = 0  # those not planned are not valid after this row
 
     def _plan_running(self, builder: PlanBuilder) -> bool:
         """Plan the running requests; whether there is room for waiting ones beside them."""
@@ -54,13 +58,8 @@ class Planner:
             num_tokens = self._admission.chunk(num_known - request.num_computed_tokens, builder.budget)
             if num_tokens == 0:
                 continue
-            num_drafts = self._num_drafts(state, num_known, builder.budget - (len(running) - num_visited))
-            num_lookahead = num_drafts + self._num_lookahead(request, num_tokens + num_drafts)
-            allocation = allocate(request, num_tokens, num_lookahead=num_lookahead)
+            allocation = allocate(request, num_tokens)
             if allocation is None and self._cut_lookahead(builder):
-                allocation = allocate(request, num_tokens, num_lookahead=num_drafts)
-            if allocation is None and num_lookahead:
-                num_drafts = 0
                 allocation = allocate(request, num_tokens)
             while allocation is None:
                 victim = self._choose_victim(num_visited)
@@ -72,20 +71,8 @@ class Planner:
                 allocation = allocate(request, num_tokens)
             if allocation.block_ids:
                 builder.change_table(slot_of(request), allocation)
-            self._plan_row(builder, state, num_tokens, num_drafts)
+            self._plan_row(builder, state, num_tokens)
         return num_preempted == 0
-
-    def _num_drafts(self, state: RequestState, num_known: int, budget: int) -> int:
-        """How many of the drafts at hand to verify, one token being left for each request still to come."""
-        request = state.request
-        if not state.num_drafts or num_known - request.num_computed_tokens != 1:
-            return 0
-        return max(0, min(state.num_drafts, budget - 1, request.max_total_tokens - num_known - 1))
-
-    def _num_lookahead(self, request: Request, num_tokens: int) -> int:
-        """Slots that a draft model may write after the row's tokens."""
-        end = request.num_computed_tokens + num_tokens
-        return max(0, min(self._num_lookahead_tokens, request.max_total_tokens - end))
 
     def _cut_lookahead(self, builder: PlanBuilder) -> bool:
         """Take back blocks that hold nothing but rejected drafts and lookahead, rather than preempt; whether any."""
@@ -113,6 +100,8 @@ class Planner:
             can_fork = leader is not None and _holds_prompt(leader, builder.step_id)
             parent = leader.request if leader is not None and can_fork else None
             placement = self._admission.place(state, parent, builder.budget, num_reserved)
+            if placement is None and self._cut_lookahead(builder):
+                placement = self._admission.place(state, parent, builder.budget, num_reserved)
             if placement is None:
                 return
             slot = requests.start(state)
@@ -122,20 +111,41 @@ class Planner:
             num_reserved += self._admission.num_reserved_blocks(request)
             state = requests.waiting.peek()
 
-    def _plan_row(
-        self, builder: PlanBuilder, state: RequestState, num_tokens: int, num_drafts: int = 0
-    ) -> None:
+    def _plan_drafts(self, builder: PlanBuilder) -> None:
+        """Spend what tokens and blocks are left on drafts, and on slots that draft models write ahead."""
+        for index, planned in enumerate(builder.planned_rows):
+            state, row, request = planned.state, planned.row, planned.state.request
+            if not row.is_sampled or not (state.num_drafts or self._num_lookahead_tokens):
+                continue
+            room = request.max_total_tokens - request.num_computed_tokens - 1
+            num_drafts = max(0, min(state.num_drafts, builder.budget, room))
+            num_ahead = num_drafts + max(0, min(self._num_lookahead_tokens, room - num_drafts))
+            allocation = self._manager.allocate(request, 0, num_lookahead=num_ahead)
+            if allocation is None:
+                num_ahead = num_drafts
+                allocation = self._manager.allocate(request, 0, num_lookahead=num_ahead)
+            if allocation is None:
+                continue
+            if allocation.block_ids:
+                builder.change_table(row.slot, allocation)
+            if num_drafts:
+                planned.row = builder.rows[index] = replace(
+                    row, num_tokens=row.num_tokens + num_drafts, num_drafts=num_drafts
+                )
+                builder.budget -= num_drafts
+                request.num_computed_tokens += num_drafts
+                request.num_in_flight += num_drafts
+                state.is_verifying = True
+
+    def _plan_row(self, builder: PlanBuilder, state: RequestState, num_tokens: int) -> None:
         request = state.request
         start = request.num_computed_tokens
         end = start + num_tokens
         is_sampled = end == request.num_tokens + request.num_in_flight
-        num_tokens += num_drafts
-        row = PlanRow(slot_of(request), start, num_tokens, is_sampled, num_drafts)
-        request.num_computed_tokens = start + num_tokens
+        row = PlanRow(slot_of(request), start, num_tokens, is_sampled)
+        request.num_computed_tokens = end
         if is_sampled:
-            request.num_in_flight += 1 + num_drafts
-        state.num_drafts = 0  # those not planned are not valid after this row
-        state.is_verifying = num_drafts > 0
+            request.num_in_flight += 1
         state.num_planned += 1
         if state.prompt_step_id is None and end >= request.num_prompt_tokens:
             self._requests.note_prompt(state, builder.step_id)

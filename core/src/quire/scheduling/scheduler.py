@@ -12,7 +12,7 @@ from quire.api.errors import (
 from quire.api.extensions import SchedulingPolicy
 from quire.api.outputs import SpeculationMetrics
 from quire.api.request import FinishReason, Request, RequestStatus
-from quire.api.step import PlanRow, RowResult, StepPlan, StepResult
+from quire.api.step import BlockTableUpdate, PlanRow, RowResult, StepPlan, StepResult
 from quire.kvcache.block_manager import BlockManager
 from quire.scheduling.admission import Admission
 from quire.scheduling.damage import trace_damage
@@ -54,6 +54,7 @@ class Scheduler:
         self._speculation: SpeculationMetrics | None = None
         self._is_drafting = False
         self._in_flight: dict[int, list[PlannedRow]] = {}
+        self._held_updates: list[BlockTableUpdate] = []
         self._num_steps = 0
         self._num_scheduled_tokens = 0
 
@@ -125,13 +126,15 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Plan the next step. A plan without rows has nothing else either, and needs no update."""
         builder = PlanBuilder(self._num_steps, self.limits.max_num_batched_tokens)
+        builder.table_updates, self._held_updates = self._held_updates, []
         self._planner.fill(builder)
         if builder.rows:
             self._num_steps += 1
             self._num_scheduled_tokens += self.limits.max_num_batched_tokens - builder.budget
             self._in_flight[builder.step_id] = builder.planned_rows
-            return builder.build(self._requests.take_released_slots(), self._is_drafting)
-        return builder.build([], self._is_drafting)
+            return builder.build(self._requests.take_released_slots(), self._is_drafting_now())
+        self._held_updates = builder.table_updates  # of lookahead that was cut; an empty plan is not run
+        return StepPlan(builder.step_id, [], [], [], [])
 
     def update(self, plan: StepPlan, result: StepResult) -> list[RequestUpdate]:
         """Take in a step's result: new tokens, ends, failed rows.
@@ -189,6 +192,7 @@ class Scheduler:
         Good for any state that an exception left behind; plans not updated yet are void, counters stay.
         """
         self._in_flight.clear()
+        self._held_updates.clear()
         self._requests.reset(reason, error)
         self.block_manager.reset()
 
@@ -205,6 +209,10 @@ class Scheduler:
         self._requests.check_invariants(planned)
         if not planned and self.block_manager.num_provisional_blocks:
             raise KVCacheInvariantError("a cache entry is provisional, but no plan is in flight")
+
+    def _is_drafting_now(self) -> bool:
+        most = self.limits.max_drafting_requests
+        return self._is_drafting and (most is None or self.num_running <= most)
 
     def _apply(self, state: RequestState, row: PlanRow, result: RowResult) -> RequestUpdate | None:
         """Append a valid row's tokens and end the request where it should."""
@@ -241,12 +249,16 @@ class Scheduler:
                 break
         logprobs = None if result.logprobs is None else result.logprobs[: len(new_token_ids)]
         if row.num_drafts or result.propose_s:
-            self._count_drafts(request, row, num_accepted, len(new_token_ids), result.propose_s)
+            self._count_drafts(request, row, num_accepted, result.propose_s)
         return RequestUpdate(request, new_token_ids, logprobs, prompt_logprobs, reason is not None)
 
-    def _count_drafts(
-        self, request: Request, row: PlanRow, num_accepted: int, num_kept: int, propose_s: float
-    ) -> None:
+    def note_steps_saved(self, request: Request, num_steps: int) -> None:
+        """The request kept so many accepted drafts of a step."""
+        for metrics in (request.speculation, self._speculation):
+            if metrics is not None:
+                metrics.num_steps_saved += num_steps
+
+    def _count_drafts(self, request: Request, row: PlanRow, num_accepted: int, propose_s: float) -> None:
         if request.speculation is None:
             request.speculation = SpeculationMetrics()
         if self._speculation is None:
@@ -254,7 +266,7 @@ class Scheduler:
         for metrics in (request.speculation, self._speculation):
             metrics.propose_s += propose_s
             if row.num_drafts:
-                metrics.add_row(row.num_drafts, num_accepted, num_kept)
+                metrics.add_row(row.num_drafts, num_accepted)
 
     def _end_failed(
         self, plan: StepPlan, rows: list[PlannedRow], failures: dict[RequestState, RowResult]
