@@ -157,10 +157,10 @@ class Speculator:
 
     def propose(self, slots: Sequence[int]) -> Proposals | None:
         """Ask for drafts for the requests in these slots, which have just got a token; None: nobody was asked."""
+        begin = time.perf_counter()
         decision = self.control.limits(slots)
         if not any(decision.limits):
             return None
-        begin = time.perf_counter()
         limits = [
             min(limit, self._room(slot)) if limit else 0
             for slot, limit in zip(slots, decision.limits, strict=True)
@@ -169,17 +169,18 @@ class Speculator:
         if not asked:
             return None
         answers = self.drafter.propose([self._request(slot, limit) for slot, limit in asked])
-        seconds = time.perf_counter() - begin
-        self.control.note_propose(len(asked), seconds)
         drafts = {slot: answer for (slot, _), answer in zip(asked, answers, strict=True)}
         if decision.is_shadow:
             self.control.shadow(list(drafts), list(drafts.values()))
-            return Proposals(seconds / len(asked), dict.fromkeys(drafts, 0))
-        kept = self.control.trim(slots, [len(drafts.get(slot, ())) for slot in slots])
+            kept = [0] * len(slots)
+        else:
+            kept = self.control.trim(slots, [len(drafts.get(slot, ())) for slot in slots])
         counts = {slot: count for slot, count in zip(slots, kept, strict=True) if slot in drafts}
         for slot, count in counts.items():
             if count:
                 self._builder.set_drafts(slot, drafts[slot][:count])
+        seconds = time.perf_counter() - begin  # deciding included: it is part of what drafts cost
+        self.control.note_propose(len(asked), seconds)
         return Proposals(seconds / len(asked), counts)
 
     def calibrate(self, assignment: SlotAssignment, step_times: list[tuple[int, float]]) -> None:
