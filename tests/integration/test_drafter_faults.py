@@ -175,12 +175,15 @@ class Oracle(Drafter):
 
 @pytest.mark.parametrize("stop", ["string", "token", "length"])
 def test_steps_saved_are_the_steps_of_plain_decoding_less_those_with_drafts(stop: str) -> None:
-    prompt, params = "Count: 1 2 3 4", SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    prompt, params = (
+        "Reverse the word: planet. Then count to nine.",
+        SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True),
+    )
     with open_llm("tiny", skip_tokenizer_init=False, max_model_len=256) as plain:
         full = plain.generate([prompt], params, use_tqdm=False)[0].outputs[0]
         stops: dict[str, dict[str, Any]] = {
             "string": {"stop": [full.text[len(full.text) // 2 :][:3]]},
-            "token": {"stop_token_ids": [max(full.token_ids, key=full.token_ids.index)]},
+            "token": {"stop_token_ids": [max(full.token_ids[4:], key=full.token_ids.index)]},
             "length": {"max_tokens": 13},
         }
         cut = SamplingParams(**{"temperature": 0.0, "max_tokens": 40, "ignore_eos": True, **stops[stop]})

@@ -29,8 +29,8 @@ SHADOW_INCOME = 0.01
 SHADOW_CAP = 6.0
 SHADOW_DRAFTS = 2
 """Fewest drafts per request that are worth comparing."""
-REST_STEPS = 6
-"""Steps without any thought of drafts after one in which they were not worth it."""
+REST_STEPS = 4, 12
+"""Steps without a thought of drafts after the thought was no use: at first, doubling up to the most."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -186,6 +186,7 @@ class AdaptiveControl:
         self._earnings = EARNINGS_START
         self._shadow_credit = 0.0
         self._num_rest = 0
+        self._rest = REST_STEPS[0]
         self._num_rows = 1
         self._asked: list[int] = []
         self._doubt = 0.0
@@ -216,6 +217,7 @@ class AdaptiveControl:
         self._is_on_credit = plan is None
         if plan is None:
             return self._look(slots, survival)
+        self._rest = REST_STEPS[0]
         if self._doubt and self._was_drafted and self._planner.step.learns_from_plain(num_rows):
             self._was_drafted = False
             return DraftLimits([0] * num_rows)
@@ -244,7 +246,8 @@ class AdaptiveControl:
         planner = self._planner
         limits = [0 if slot in self._shadows else planner.acceptance.allowed(slot) for slot in slots]
         longest = max(limits)
-        self._num_rest = REST_STEPS
+        self._num_rest = self._rest
+        self._rest = min(2 * self._rest, REST_STEPS[1])
         if longest == 0:
             return DraftLimits([0] * len(slots))
         fixed, each = planner.propose_share(sum(map(bool, limits)), len(slots))
