@@ -77,6 +77,7 @@ bench: $(STAMPS)/dev ## measure throughput, latency and prefix sharing; JSON int
 	$(BIN)/python benchmarks/prefix.py
 	$(BIN)/python benchmarks/plugins.py
 	$(BIN)/python benchmarks/quantization.py
+	$(BIN)/python benchmarks/speculative.py
 
 eval-tiny: $(STAMPS)/run ## accuracy of the embedded model per skill, on held-out items
 	$(BIN)/python examples/train_tiny/evaluate.py
