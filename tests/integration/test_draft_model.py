@@ -132,7 +132,7 @@ def test_another_draft_model_changes_no_token(target: Path, other: Path, case: C
     rate = (
         drafted.counters["spec_decode_num_accepted_tokens"] / drafted.counters["spec_decode_num_draft_tokens"]
     )
-    assert 0.0 < rate < 0.5
+    assert 0.0 <= rate < 0.5
 
 
 class Oracle:

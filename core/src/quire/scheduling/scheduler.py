@@ -126,7 +126,9 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Plan the next step. A plan without rows has nothing else either, and needs no update."""
         builder = PlanBuilder(self._num_steps, self.limits.max_num_batched_tokens)
-        builder.table_updates, self._held_updates = self._held_updates, []
+        slots = {state.request.slot for state in self._requests.running} if self._held_updates else set()
+        builder.table_updates = [update for update in self._held_updates if update.slot in slots]
+        self._held_updates = []
         self._planner.fill(builder)
         if builder.rows:
             self._num_steps += 1
