@@ -343,8 +343,7 @@ def assert_exercised(case: Case, outcome: Outcome) -> None:
     else:
         assert seen["num_forks"] > 0
         assert drafts["rejected"] > 0, "no draft was rejected"
-        # Where it is seldom right, and where a small budget leaves little for drafts.
-        is_left_out = case.is_adaptive and (case.drafter == "draft-model" or case.chunk is not None)
+        is_left_out = case.is_adaptive and case.drafter == "draft-model"  # where it is seldom right
         assert drafts["accepted"] > 0 or case.drafter == "junk" or is_left_out, "no draft was accepted"
         assert seen["spec_decode_num_drafts"] >= sum(drafts.values()) > 0
     if case.chunk != 1 and case.drafter == "oracle" and case.max_drafts > 1:

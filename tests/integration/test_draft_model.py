@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from equivalence import values
+from speculation_cases import write_disturbed
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
@@ -126,13 +127,14 @@ def test_a_draft_model_that_is_the_target_is_always_right(target: Path, case: Ca
 
 
 @pytest.mark.parametrize("case", CASES[2:6], ids=str)
-def test_another_draft_model_changes_no_token(target: Path, other: Path, case: Case) -> None:
-    plain, drafted = run(target, None, case), run(target, other, case)
+def test_a_draft_model_that_is_often_right_changes_no_token(target: Path, case: Case) -> None:
+    disturbed = write_disturbed(target, target.parent / "disturbed")
+    plain, drafted = run(target, None, case), run(target, disturbed, case)
     assert drafted.tokens == plain.tokens
     rate = (
         drafted.counters["spec_decode_num_accepted_tokens"] / drafted.counters["spec_decode_num_draft_tokens"]
     )
-    assert 0.0 <= rate < 0.5
+    assert 0.2 < rate < 0.8
 
 
 class Oracle:

@@ -35,8 +35,7 @@ def adaptive(num_slots=4, curve=flat, propose_s=1e-6):
 def step(control, slots, curve, drafts=None):
     """A step that gives each request the token 7, and accepts nothing."""
     lengths = drafts or [0] * len(slots)
-    for slot, length in zip(slots, lengths, strict=True):
-        control.note_tokens(slot, length, 0, [7])
+    control.note_tokens(slots, lengths, [[7]] * len(slots))
     control.note_step(len(slots), sum(lengths), curve(len(slots) + sum(lengths)))
 
 
@@ -93,7 +92,7 @@ def test_no_requests_are_no_error(kind):
     control = kind(K, 2)
     control.calibrate(points(flat), 1e-6)
     assert control.limits([]) == DraftLimits([])
-    control.note_tokens(0, 2, 1, [5, 6])  # of a request that waited for a step
+    control.note_tokens([0], [2], [[5, 6]])  # of a request that waited for a step
 
 
 def test_requests_with_drafts_switched_off_are_never_asked_for():

@@ -43,6 +43,14 @@ class Text:
             self.is_copying = not self.is_copying
         return self.position - 1
 
+    def verify(self, drafts: list[int]) -> list[int]:
+        tokens = [self.advance()]
+        for draft in drafts:
+            if draft != tokens[-1]:
+                break
+            tokens.append(self.advance())
+        return tokens
+
     def propose(self, limit: int, step: int) -> list[int]:
         match self.kind:
             case "seldom":
@@ -105,7 +113,7 @@ class World:
         for step in range(num_steps):
             num_drafts = sum(map(len, drafts))
             step_s = self.curve(self.num_rows + num_drafts) * (self.surplus if num_drafts else 1.0)
-            num_tokens = sum(self.verify(slot, drafts[slot]) for slot in slots)
+            num_tokens = self.verify(drafts)
             control.note_step(self.num_rows, num_drafts, self.noisy(step_s))
             drafts, propose_s = self.draft(step)
             total_s += step_s + propose_s
@@ -118,18 +126,14 @@ class World:
         spike = 5.0 if self.rng.random() < self.spikes else 1.0
         return seconds * spike * math.exp(self.rng.gauss(0.0, self.noise))
 
-    def verify(self, slot: int, drafts: list[int]) -> int:
-        text = self.texts[slot]
-        tokens = [text.advance()]
-        for draft in drafts:
-            if draft != tokens[-1]:
-                break
-            tokens.append(text.advance())
-        self.control.note_tokens(slot, len(drafts), len(tokens) - 1, tokens)
-        if self.lifetime is not None and text.position > self.lifetime * (0.5 + slot / self.num_rows):
-            self.texts[slot] = Text(self.kind, self.rng)
-            self.control.assign(slot, K)
-        return len(tokens)
+    def verify(self, drafts: list[list[int]]) -> int:
+        given = [self.texts[slot].verify(draft) for slot, draft in enumerate(drafts)]
+        self.control.note_tokens(range(self.num_rows), [len(draft) for draft in drafts], given)
+        for slot, text in enumerate(self.texts):
+            if self.lifetime is not None and text.position > self.lifetime * (0.5 + slot / self.num_rows):
+                self.texts[slot] = Text(self.kind, self.rng)
+                self.control.assign(slot, K)
+        return sum(map(len, given))
 
     def draft(self, step: int) -> tuple[list[list[int]], float]:
         slots = range(self.num_rows)

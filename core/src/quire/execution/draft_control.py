@@ -77,8 +77,10 @@ class DraftControl(Protocol):
         """The proposals of a shadow round."""
         ...
 
-    def note_tokens(self, slot: int, num_drafts: int, num_accepted: int, token_ids: Sequence[int]) -> None:
-        """A step verified `num_drafts` of a request's drafts, and gave it these tokens."""
+    def note_tokens(
+        self, slots: Sequence[int], num_drafts: Sequence[int], token_ids: Sequence[Sequence[int]]
+    ) -> None:
+        """A step verified so many drafts of each request, and gave it these tokens: one more than it accepted."""
         ...
 
     @property
@@ -138,7 +140,9 @@ class FixedControl:
     def shadow(self, slots: Sequence[int], drafts: Sequence[Sequence[int]]) -> None:
         """There are no shadow rounds."""
 
-    def note_tokens(self, slot: int, num_drafts: int, num_accepted: int, token_ids: Sequence[int]) -> None:
+    def note_tokens(
+        self, slots: Sequence[int], num_drafts: Sequence[int], token_ids: Sequence[Sequence[int]]
+    ) -> None:
         """Nothing depends on it."""
 
     @property
@@ -276,9 +280,6 @@ class AdaptiveControl:
             survival *= self._weights[:, None]
             plan = best_plan(survival, planner.step.with_drafts(len(slots), min(self._doubt, 0.0)))
             kept = plan.lengths if plan.speedup() >= MARGIN else [0] * len(kept)
-        if any(kept):
-            self._earnings = max(self._earnings + 1.0 - planner.time(kept), EARNINGS_FLOOR)
-            self._was_drafted = True
         return kept
 
     def shadow(self, slots: Sequence[int], drafts: Sequence[Sequence[int]]) -> None:
@@ -288,16 +289,26 @@ class AdaptiveControl:
             if draft:
                 self._shadows.add(slot, draft)
 
-    def note_tokens(self, slot: int, num_drafts: int, num_accepted: int, token_ids: Sequence[int]) -> None:
-        """Learn how many were accepted, or would have been."""
-        self._progress.note(slot, len(token_ids))
-        if num_drafts:
-            self._earnings += num_accepted * self._worth.get(slot, 1.0) / self._num_rows
-            self._planner.acceptance.note_outcome(slot, num_drafts, num_accepted)
-        if slot in self._shadows:
-            outcome = self._shadows.compare(slot, token_ids)
-            if outcome is not None:
-                self._planner.acceptance.note_outcome(slot, *outcome)
+    def note_tokens(
+        self, slots: Sequence[int], num_drafts: Sequence[int], token_ids: Sequence[Sequence[int]]
+    ) -> None:
+        """Learn how many were accepted, or would have been; pay in what that gave, pay out what it took."""
+        acceptance = self._planner.acceptance
+        gain = 0.0
+        for slot, num, tokens in zip(slots, num_drafts, token_ids, strict=True):
+            self._progress.note(slot, len(tokens))
+            if num:
+                num_accepted = len(tokens) - 1
+                gain += num_accepted * self._worth.get(slot, 1.0)
+                acceptance.note_outcome(slot, num, num_accepted)
+            if slot in self._shadows:
+                outcome = self._shadows.compare(slot, tokens)
+                if outcome is not None:
+                    acceptance.note_outcome(slot, *outcome)
+        if any(num_drafts):
+            profit = gain / len(slots) + 1.0 - self._planner.time(num_drafts)
+            self._earnings = max(self._earnings + profit, EARNINGS_FLOOR)
+            self._was_drafted = True
 
     @property
     def is_comparing(self) -> bool:

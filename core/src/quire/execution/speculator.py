@@ -146,12 +146,12 @@ class Speculator:
         if not self.control.is_comparing and not any(row.num_drafts for row in rows):
             self.control.note_plain()
             return
-        outcomes = []
-        for row, tokens in zip(rows, token_ids, strict=True):
-            num_accepted = len(tokens) - 1
-            self.control.note_tokens(row.slot, row.num_drafts, num_accepted, tokens)
-            if row.num_drafts:
-                outcomes.append(DraftOutcome(self._slots[row.slot].request_id, row.num_drafts, num_accepted))
+        self.control.note_tokens([row.slot for row in rows], [row.num_drafts for row in rows], token_ids)
+        outcomes = [
+            DraftOutcome(self._slots[row.slot].request_id, row.num_drafts, len(tokens) - 1)
+            for row, tokens in zip(rows, token_ids, strict=True)
+            if row.num_drafts
+        ]
         if outcomes:
             self.drafter.verified(outcomes)
 
