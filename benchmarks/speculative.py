@@ -10,16 +10,18 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import count, product
 from pathlib import Path
 
 from common import Bench, argument_parser
-from quire import LLM, Tokenizer
+from quire import LLM
 from quire.plugins import PluginHost
 from speculative_extras import agreement, compare_with_transformers, propose_cost
-from speculative_runs import PLAIN, interleaved, run_asks
-from speculative_workloads import MAX_MODEL_LEN, TINY, WORKLOADS, Ask, one_layer_of, random_tokens
+from speculative_runs import PLAIN, Tally, interleaved, run_asks
+from speculative_workloads import MAX_MODEL_LEN, TINY, WORKLOADS, copying, one_layer_of, random_tokens
 
 MODELS = ("tiny", "S")
 DRAFTERS = ("ngram", "suffix", "draft-model")
@@ -55,7 +57,13 @@ def _arguments() -> argparse.Namespace:
         "--workloads", "--workload", nargs="+", choices=tuple(WORKLOADS), default=tuple(WORKLOADS)
     )
     parser.add_argument("--concurrency", nargs="+", type=int, default=CONCURRENCY)
-    parser.add_argument("--rounds", type=int, default=3, help="the median is reported (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="sets of engines (default: 3)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=3.0,
+        help="least of a cell's runs without drafts (default: 3)",
+    )
     parser.add_argument("--num-drafts", type=int, default=5, help="num_speculative_tokens (default: 5)")
     parser.add_argument("--adaptive", choices=("both", "on", "off"), default="both")
     parser.add_argument("--propose-cost", action="store_true", help="time proposing for 64 requests")
@@ -71,33 +79,38 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(bench: Bench, model: str, scratch: Path) -> dict[str, object]:
-    """The tables of a model: by whether drafts are adaptive, workload and concurrency, each drafter's figures."""
+    """The tables of a model: by whether drafts are adaptive, workload and concurrency, each drafter's figures.
+
+    Each round has engines of its own: where the memory of one comes to lie may make it faster or slower.
+    """
     args = bench.args
+    vocab = 1024 if model == "tiny" else bench.shape.vocab
+    cells = list(product(args.workloads if model == "tiny" else ["random"], args.concurrency))
+    tallies: dict[tuple[str, int], dict[str, Tally]] = {cell: defaultdict(Tally) for cell in cells}
+    seeds = count()
+    for number in range(args.rounds):
+        print(f"{model}: round {number + 1} of {args.rounds}", file=sys.stderr)
+        with _engines(bench, model, scratch) as engines:
+            tokenizer = engines[PLAIN].get_tokenizer() if model == "tiny" else None
+            for llm in engines.values():
+                run_asks(llm, random_tokens(None, vocab, 4, 999), 4)
+            for workload, concurrency in cells:
+                interleaved(
+                    engines,
+                    lambda: WORKLOADS[workload](tokenizer, vocab, max(6, 2 * concurrency), next(seeds)),  # noqa: B023  # called before they change
+                    concurrency,
+                    args.seconds / args.rounds,
+                    tallies[workload, concurrency],
+                )
     tables: dict[str, dict[str, object]] = {}
-    with _engines(bench, model, scratch) as engines:
-        tokenizer = engines[PLAIN].get_tokenizer() if model == "tiny" else None
-        vocab = 1024 if model == "tiny" else bench.shape.vocab
-        for llm in engines.values():
-            run_asks(llm, random_tokens(None, vocab, 4, 999), 4)
-        for workload in args.workloads if model == "tiny" else ["random"]:
-            for concurrency in args.concurrency:
-                num_asks = concurrency if model == "S" else max(6, concurrency + concurrency // 2)
-                rounds = _rounds(workload, tokenizer, vocab, num_asks, args.rounds)
-                tallies = interleaved(engines, rounds, concurrency)
-                for variant, tally in tallies.items():
-                    cell = f"{workload} at {concurrency}: {variant}"
-                    figures = tally.to_json()
-                    print(f"{model:5} {cell:36} {_line(figures)}", file=sys.stderr)
-                    kind = "adaptive" if not variant.endswith("fixed") else "not adaptive"
-                    tables.setdefault(kind, {})[cell] = figures
+    for (workload, concurrency), variants in tallies.items():
+        for variant, tally in variants.items():
+            cell = f"{workload} at {concurrency}: {variant}"
+            figures = tally.to_json()
+            print(f"{model:5} {cell:36} {_line(figures)}", file=sys.stderr)
+            kind = "adaptive" if not variant.endswith("fixed") else "not adaptive"
+            tables.setdefault(kind, {})[cell] = figures
     return dict(tables)
-
-
-def _rounds(
-    workload: str, tokenizer: Tokenizer | None, vocab: int, num_asks: int, count: int
-) -> list[list[Ask]]:
-    """Other requests in each round."""
-    return [WORKLOADS[workload](tokenizer, vocab, num_asks, number) for number in range(count)]
 
 
 @contextmanager
@@ -136,7 +149,8 @@ def _open(bench: Bench, model: str, config: Mapping[str, object] | None) -> LLM:
 def _compare_hf(bench: Bench) -> dict[str, object]:
     config = {"method": "ngram", "num_speculative_tokens": bench.args.num_drafts}
     with _open(bench, "tiny", None) as plain, _open(bench, "tiny", config) as drafted:
-        rounds = _rounds("copy", plain.get_tokenizer(), 1024, 6, bench.args.rounds)
+        tokenizer = plain.get_tokenizer()
+        rounds = [copying(tokenizer, 1024, 6, number) for number in range(bench.args.rounds)]
         return compare_with_transformers(plain, drafted, rounds, bench.args.num_drafts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common import growth, metrics, spread
@@ -19,7 +19,8 @@ class Run:
     """One pass over a workload.
 
     Attributes:
-        outputs: token ids by request. grown: what the engine's counters grew by.
+        wall_s: until fewer requests ran than were to run. grown: what the engine's counters grew by until then.
+        outputs: token ids by request, of all.
     """
 
     wall_s: float
@@ -29,7 +30,7 @@ class Run:
     @property
     def tokens_per_s(self) -> float:
         """Output tokens per second of wall time."""
-        return sum(map(len, self.outputs)) / self.wall_s
+        return self.grown["generation_tokens"] / self.wall_s
 
 
 def run_asks(llm: LLM, asks: Sequence[Ask], concurrency: int) -> Run:
@@ -39,21 +40,23 @@ def run_asks(llm: LLM, asks: Sequence[Ask], concurrency: int) -> Run:
     waiting = iter(enumerate(asks))
     running: dict[str, int] = {}
     outputs: list[list[int]] = [[] for _ in asks]
-    num_left = len(asks)
+    wall_s, grown = 0.0, before
     begin = time.perf_counter()
-    while num_left:
+    while True:
         while len(running) < concurrency and (following := next(waiting, None)) is not None:
             index, ask = following
             running[engine.add_request(ask.prompt, ask.params)] = index
+        if len(running) < concurrency and not wall_s:
+            wall_s = time.perf_counter() - begin
+            grown = growth(before, metrics(llm))
+        if not running:
+            return Run(wall_s, outputs, grown)
         for name in engine.step():
             if engine.is_finished(name):
                 output = engine.pop_output(name)
                 if output.error is not None:
                     raise output.error
                 outputs[running.pop(name)] = list(output.outputs[0].token_ids)
-                num_left -= 1
-    wall_s = time.perf_counter() - begin
-    return Run(wall_s, outputs, growth(before, metrics(llm)))
 
 
 @dataclass(slots=True)
@@ -100,27 +103,36 @@ class Tally:
 
 
 def interleaved(
-    engines: Mapping[str, LLM], rounds: Sequence[Sequence[Ask]], concurrency: int
-) -> dict[str, Tally]:
-    """Run each round's requests on all engines; after every two of them, on the one without drafts.
+    engines: Mapping[str, LLM],
+    make_asks: Callable[[], Sequence[Ask]],
+    concurrency: int,
+    seconds: float,
+    tallies: dict[str, Tally],
+) -> None:
+    """Run the same requests on all engines; after every two of them, on the one without drafts.
 
     Args:
-        engines: by variant, `PLAIN` among them. The order of the others rotates from round to round.
+        engines: by variant, `PLAIN` among them. The order of the others rotates.
+        make_asks: other requests with each call.
+        seconds: the least that the runs without drafts take in sum: short ones are repeated.
+        tallies: by variant; what the runs gave is added.
     """
     variants = [name for name in engines if name != PLAIN]
-    tallies = {name: Tally() for name in (PLAIN, *variants)}
-    for number, asks in enumerate(rounds):
-        shift = number % max(1, len(variants))
+    taken = 0.0
+    while taken < seconds:
+        asks = make_asks()
+        variants = [*variants[1:], *variants[:1]]
+        run_asks(engines[PLAIN], asks, concurrency)  # the first run after a pause is slow
         before = run_asks(engines[PLAIN], asks, concurrency)
         tallies[PLAIN].add(before, [before])
-        for pair in _pairs(variants[shift:] + variants[:shift]):
+        for pair in _pairs(variants):
             runs = {name: run_asks(engines[name], asks, concurrency) for name in pair}
             after = run_asks(engines[PLAIN], asks, concurrency)
             for name, run in runs.items():
                 tallies[name].add(run, [before, after])
             tallies[PLAIN].add(after, [before])
+            taken += after.wall_s
             before = after
-    return tallies
 
 
 def _pairs(names: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -79,7 +79,7 @@ def chatting(tokenizer: Tokenizer | None, vocab: int, count: int, seed: int) -> 
 def random_tokens(tokenizer: Tokenizer | None, vocab: int, count: int, seed: int) -> list[Ask]:
     """Random tokens in, sampled tokens out: hardly anything can be foreseen."""
     ids = np.random.default_rng(7_000 + seed)
-    return [Ask(random_ids(ids, 48, vocab), 48, seed=index) for index in range(count)]
+    return [Ask(random_ids(ids, 48, vocab), int(ids.integers(32, 97)), seed=index) for index in range(count)]
 
 
 WORKLOADS: Mapping[str, Maker] = {"copy": copying, "chat": chatting, "random": random_tokens}

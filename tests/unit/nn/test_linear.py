@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from quire.api.errors import CheckpointError, ShapeError
 from quire.nn.linear import Linear, LinearShape, LMHead
-from quire.nn.unquantized import UnquantizedMethod, is_prepacked, make_product
+from quire.nn.unquantized import UnquantizedMethod, is_prepacked, make_product, padded_rows
 
 Layer = TypeVar("Layer", bound=Linear)
 CPU = torch.device("cpu")
@@ -120,3 +120,20 @@ def test_product_of_a_row_view() -> None:
     wide = torch.randn(5, 48, dtype=torch.bfloat16)
     result = make_product(weight, None)(wide[:, 24:])
     torch.testing.assert_close(result, wide[:, 24:] @ weight.t(), atol=0.1, rtol=0.05)
+
+
+def test_few_numbers_of_rows_are_compiled_for() -> None:
+    found = [padded_rows(rows) for rows in range(1, 2049)]
+    assert len(set(found)) < 64
+    assert all(rows <= padded < rows + max(8, rows / 8) for rows, padded in enumerate(found, 1))
+    assert found[:16] == list(range(1, 17))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 24, 65, 129, 300])
+def test_a_product_has_the_rows_that_it_is_given(rows: int) -> None:
+    weight = torch.randn(40, 33, dtype=torch.bfloat16)
+    x = torch.randn(rows, 33, dtype=torch.bfloat16)
+    torch.empty(512, 33, dtype=torch.bfloat16).fill_(torch.nan)  # what padding may come to lie on
+    result = make_product(weight.clone(), None)(x)
+    assert result.shape == (rows, 40) and result.is_contiguous()
+    torch.testing.assert_close(result.double(), x.double() @ weight.double().t(), atol=0.1, rtol=0.02)

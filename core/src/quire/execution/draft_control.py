@@ -324,13 +324,18 @@ class AdaptiveControl:
         self._planner.step.note(num_rows, num_drafts, seconds)
 
     def note_propose(self, num_requests: int, seconds: float) -> None:
-        """Learn what proposals take, and charge for this one what such a one is known to take."""
+        """Learn what proposals take; charge what this one took, or on account what such a one is known to take.
+
+        A shadow round may come upon prompts that the drafter has never seen, and take them all in.
+        """
+        planner = self._planner
         most = max(self._asked)
-        self._planner.propose.note(num_requests, most, seconds)
-        fixed, each = self._planner.propose_share(num_requests, self._num_rows)
+        planner.propose.note(num_requests, most, seconds)
         if self._is_on_credit:
-            self._shadow_credit -= fixed + each * most
+            taken = seconds / planner.step.plain_s(self._num_rows)
+            self._shadow_credit = max(self._shadow_credit - taken, -SHADOW_CAP)
         else:
+            fixed, each = planner.propose_share(num_requests, self._num_rows)
             self._earnings = max(self._earnings - fixed - each * most, EARNINGS_FLOOR)
 
     def calibrate(self, step_times: Sequence[tuple[int, float]], propose_s: float) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from quire.nn.linear_method import LinearShape, TensorSlot
 
+_EXACT_ROWS = 16
 _PACKED_ROWS_HINT = 128
 """Rows that oneDNN lays a prepacked weight out for; within noise of the best of 1, 16 and 128 up to 64 rows."""
 
@@ -92,10 +93,29 @@ def make_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tens
     scalars: list[float] = []
 
     def product(x: Tensor) -> Tensor:
+        num_rows = x.shape[0]
+        more = padded_rows(num_rows) - num_rows
+        if more:
+            padded = x.new_empty((num_rows + more, x.shape[1]))
+            padded[:num_rows] = x
+            padded[num_rows:] = 0
+            x = padded
         result: Tensor = multiply(x, packed, bias, "none", scalars, "")
-        return result
+        return result[:num_rows] if more else result
 
     return product
+
+
+def padded_rows(num_rows: int) -> int:
+    """How many rows a product of packed weights is computed for: exact up to 16, then eights, or an eighth more.
+
+    oneDNN compiles for each number of rows that it has not seen: 2 to 10 ms and about 1 MB for each weight shape.
+    Batches of a server have any number; with this, some 60 of up to 2048 are left.
+    """
+    if num_rows <= _EXACT_ROWS:
+        return num_rows
+    step = max(8, 1 << ((num_rows - 1).bit_length() - 4))
+    return -(-num_rows // step) * step
 
 
 def _empty_parameter(size: tuple[int, ...], shape: LinearShape) -> nn.Parameter:
