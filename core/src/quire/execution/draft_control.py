@@ -12,7 +12,7 @@ from quire.execution.acceptance import Floats, Progress
 from quire.execution.draft_plan import DraftPlan, DraftPlanner, best_plan
 from quire.execution.shadow_drafts import ShadowDrafts
 
-MARGIN = 1.03
+MARGIN = 1.04
 """Drafts are left out unless they promise this many times the tokens per second."""
 DOUBT = 2.0
 """Standard deviations by which the time that drafts add may differ from what is expected."""
@@ -20,11 +20,11 @@ EARNINGS_START = 1.0
 """Steps' time that drafts may lose before they have gained any."""
 EARNINGS_CAP = 3.0
 EARNINGS_FLOOR = -2.0
-EARNINGS_INCOME = 0.005
+EARNINGS_INCOME = 0.003
 """What is added in each step, so that drafts that lost are tried again."""
 TEST_STAKE = 0.5
 """Most of it that may be lost at once by drafts that pay only if they add less time than expected."""
-SHADOW_INCOME = 0.01
+SHADOW_INCOME = 0.005
 """Share of the time that may go into proposals that are not expected to pay."""
 SHADOW_CAP = 6.0
 SHADOW_DRAFTS = 2
