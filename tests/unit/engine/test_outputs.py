@@ -31,7 +31,7 @@ class Driver:
         self.requests = [
             Request(
                 f"r/{index}", [ord(c) for c in prompt], self.params, index, 100,
-                stop_token_ids=frozenset((EOS, *stop_token_ids)), arrival_s=1.0,
+                stop_token_ids=frozenset((EOS, *stop_token_ids)), arrival_s=1.0, choice_index=index,
             )
             for index in range(n)
         ]  # fmt: skip

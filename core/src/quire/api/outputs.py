@@ -139,6 +139,44 @@ class RequestOutput:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class ChoiceDelta:
+    """What one choice has got since the last delta.
+
+    Attributes:
+        text: that can no longer change; "" while a character or a stop string may be incomplete.
+        token_ids: new ones, a stop token included.
+        logprobs: one entry for each new token; None unless asked for.
+        finish_reason, stop_reason: as in `CompletionOutput`; None while it runs.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[PositionLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(slots=True)
+class OutputDelta:
+    """What a request has got since the last delta; all deltas together are its `RequestOutput`.
+
+    Attributes:
+        choices: those that have got something or ended.
+        prompt_logprobs: with the first delta that has choices; None unless asked for.
+        metrics: with the last one.
+        error: set when `finish_reason` of a choice is "error".
+    """
+
+    request_id: str
+    choices: list[ChoiceDelta]
+    finished: bool = False
+    prompt_logprobs: list[PositionLogprobs | None] | None = None
+    metrics: RequestMetrics | None = None
+    error: Exception | None = None
+
+
 @dataclass(slots=True, frozen=True)
 class Metric:
     """A named figure of the engine. `kind` is "counter" (only grows) or "gauge"."""

@@ -239,6 +239,7 @@ class Request:
         num_cached_tokens: of the prompt, taken from the prefix cache at first admission.
         num_in_flight: output tokens planned (sampled in a step not yet updated); 0 between steps.
         slot: index of this request's row state in the runner while it runs, else None.
+        choice_index: which of its prompt's choices it is.
         fork_of: the request whose prompt blocks this one shares (choices 1 to n-1), else None.
         salt: isolates the prefix cache: only requests of equal salt share blocks.
         logits_processors: names of those that change its logits, settled when it was added.
@@ -254,6 +255,7 @@ class Request:
     priority: int = 0
     arrival_s: float = 0.0
     salt: str = ""
+    choice_index: int = 0
     fork_of: Request | None = None
     logits_processors: tuple[str, ...] = ()
     output_token_ids: list[int] = field(default_factory=list)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from quire.api.errors import EngineClosedError, PromptError, QuireError, StepError, TokenizerError
 from quire.api.extensions import StepReport
-from quire.api.outputs import Metric, RequestOutput
+from quire.api.outputs import Metric, OutputDelta, RequestOutput
 from quire.api.request import FinishReason, Request, SamplingParams
 from quire.api.step import StepPlan
 from quire.engine.extensions import LoadedPolicy
@@ -89,8 +89,19 @@ class Engine:
         request_id: str | None = None,
         priority: int = 0,
         salt: str = "",
+        resumed: Sequence[Sequence[int] | None] | None = None,
     ) -> str:
         """Queue a prompt; its `n` choices become requests that share the prompt's blocks.
+
+        Args:
+            prompt: see Prompt.
+            params: how to sample.
+            request_id: drawn here unless given.
+            priority: for the priority policy; lower runs first.
+            salt: only requests of equal salt share cached prefixes.
+            resumed: the output token ids that each choice has already got, elsewhere or before, None for one
+                that had ended: what follows is what would have followed (`params.seed` must be given, unless
+                greedy). Deltas begin after them; logprobs of theirs are not computed again.
 
         Returns:
             The request's id, drawn here unless given.
@@ -102,11 +113,13 @@ class Engine:
         self._check_open()
         self._parts.inputs.process_params(params)
         processed = self._parts.inputs.process_prompt(prompt)
+        if resumed is not None:
+            self._parts.inputs.check_resumed(len(processed.token_ids), params, resumed)
         name = request_id or self._free_id()
         if name in self._trackers:
             raise PromptError(f"request id {name!r} is in use: give each request its own")
         choice = self._parts.processors.choose(params)
-        new = NewRequest(name, processed.token_ids, choice.params, priority, salt, choice.names)
+        new = NewRequest(name, processed.token_ids, choice.params, priority, salt, choice.names, resumed)
         metadata = self.plugins.snapshot.metadata
         tracker = RequestTracker(name, processed.text, self._maker.make(new), self._parts.tokenizer, metadata)
         self._add(tracker)
@@ -142,6 +155,10 @@ class Engine:
         output = self._tracker(request_id).output()
         self.discard(request_id)
         return output
+
+    def take_delta(self, request_id: str) -> OutputDelta:
+        """What the request has got since the last call; costs what is new, however long the output is."""
+        return self._tracker(request_id).take()
 
     def is_finished(self, request_id: str) -> bool:
         """Whether all choices have ended."""

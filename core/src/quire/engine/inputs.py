@@ -86,6 +86,33 @@ class InputProcessor:
                 "stop strings need a tokenizer: drop skip_tokenizer_init, or use stop_token_ids"
             )
 
+    def check_resumed(
+        self, num_prompt_tokens: int, params: SamplingParams, resumed: Sequence[Sequence[int] | None]
+    ) -> None:
+        """Check what a request's choices have already got.
+
+        Raises:
+            PromptError: not one entry for each choice, none that goes on, an id outside the logits' width,
+                or no token left to generate.
+            SamplingParamsError: sampled without a seed.
+        """
+        running = [output for output in resumed if output is not None]
+        if len(resumed) != params.n or not running:
+            raise PromptError(
+                f"{len(resumed)} resumed outputs, {len(running)} of which go on, for n={params.n}: "
+                "give one for each choice, None for those that ended"
+            )
+        if params.seed is None and params.temperature > 0.0:
+            raise SamplingParamsError("a sampled request that is resumed needs its seed: give the first one's")
+        limit = self.output_limit(num_prompt_tokens, params)
+        for output in running:
+            if len(output) >= limit:
+                raise PromptError(
+                    f"a resumed output has {len(output)} tokens, the limit is {limit}: it had ended, give None"
+                )
+            if output and not 0 <= min(output) <= max(output) < self.vocab_size:
+                raise PromptError(f"a resumed output has ids outside 0 to {self.vocab_size - 1}")
+
     def output_limit(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         """Most output tokens: `max_tokens`, cut to what the context leaves."""
         room = self.max_model_len - num_prompt_tokens

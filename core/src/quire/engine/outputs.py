@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from quire.api.outputs import (
+    ChoiceDelta,
     CompletionOutput,
     Logprob,
+    OutputDelta,
     PositionLogprobs,
     RequestMetrics,
     RequestOutput,
@@ -122,13 +124,16 @@ class ChoiceText:
 class ChoiceTracker:
     """One choice: what its request has generated, and how it ended."""
 
-    def __init__(self, index: int, request: Request, tokenizer: TokenizerLike | None) -> None:
+    def __init__(self, request: Request, tokenizer: TokenizerLike | None) -> None:
         self.request = request
         self.finish_reason: str | None = None
-        self._index = index
         self._stop_reason: int | str | None = None
         self._text = ChoiceText(request, tokenizer)
-        self._num_tokens = 0
+        self._text.push(request.output_token_ids)  # of a request that is resumed
+        self._num_tokens = self._num_taken = len(request.output_token_ids)
+        self._num_chars_taken = len(self._text.text())
+        self._num_logprobs_taken = 0
+        self._is_end_taken = False
         self._cumulative_logprob = 0.0
         self._raw_logprobs: list[TokenLogprobs] = []
         self._logprobs: list[PositionLogprobs] = []
@@ -173,7 +178,7 @@ class ChoiceTracker:
         for entry in self._raw_logprobs[len(self._logprobs) :]:
             self._logprobs.append(pieces.position(entry))
         return CompletionOutput(
-            index=self._index,
+            index=self.request.choice_index,
             text=self._text.text(),
             token_ids=self.request.output_token_ids[: self._num_tokens],
             cumulative_logprob=self._cumulative_logprob if wants_logprobs else None,
@@ -181,6 +186,26 @@ class ChoiceTracker:
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
         )
+
+    def take(self, pieces: PieceDecoder) -> ChoiceDelta | None:
+        """What came since the last call; None where nothing did."""
+        is_end = self.finish_reason is not None and not self._is_end_taken
+        text = self._text.text()
+        if not is_end and self._num_tokens == self._num_taken and len(text) == self._num_chars_taken:
+            return None
+        new_logprobs = self._raw_logprobs[self._num_logprobs_taken :]
+        wants_logprobs = self.request.params.logprobs is not None
+        delta = ChoiceDelta(
+            index=self.request.choice_index,
+            text=text[self._num_chars_taken :],
+            token_ids=self.request.output_token_ids[self._num_taken : self._num_tokens],
+            logprobs=[pieces.position(entry) for entry in new_logprobs] if wants_logprobs else None,
+            finish_reason=self.finish_reason,
+            stop_reason=self._stop_reason,
+        )
+        self._num_taken, self._num_chars_taken = self._num_tokens, len(text)
+        self._num_logprobs_taken, self._is_end_taken = len(self._raw_logprobs), is_end
+        return delta
 
     def _drop_after_stop(self, update: RequestUpdate, num_kept: int) -> None:
         """Of the tokens of a step with drafts, those after the stop string were never asked for."""
@@ -210,7 +235,8 @@ class RequestTracker:
     Args:
         request_id: the caller's id.
         prompt: the prompt's text, None where it was given as token ids.
-        requests: the scheduler's request of each choice, in order; the first has prompt logprobs.
+        requests: the scheduler's request of each choice that has not ended, in order; the first has prompt
+            logprobs.
         tokenizer: None leaves all texts empty.
         metadata: goes into every output.
     """
@@ -228,9 +254,10 @@ class RequestTracker:
         self._prompt = prompt
         self._pieces = PieceDecoder(tokenizer)
         self._metadata = dict(metadata or {})
-        self._choices = [ChoiceTracker(i, request, tokenizer) for i, request in enumerate(requests)]
+        self._choices = [ChoiceTracker(request, tokenizer) for request in requests]
         self._by_id = {choice.request.request_id: choice for choice in self._choices}
         self._prompt_logprobs: list[PositionLogprobs | None] = [None]
+        self._is_prompt_taken = False
         self._error: Exception | None = None
 
     @property
@@ -283,10 +310,6 @@ class RequestTracker:
     def output(self) -> RequestOutput:
         """The cumulative output of now; the caller owns it, nothing of it changes later."""
         first = self._choices[0].request
-        self.metrics.num_cached_tokens = first.num_cached_tokens
-        self.metrics.num_preemptions = sum(request.num_preemptions for request in self.requests)
-        self.metrics.speculation = _speculation(self.requests)
-        errors = [request.error for request in self.requests if request.error is not None]
         wants_prompt_logprobs = first.params.prompt_logprobs is not None
         return RequestOutput(
             request_id=self.request_id,
@@ -296,10 +319,39 @@ class RequestTracker:
             finished=self.is_finished,
             prompt_logprobs=list(self._prompt_logprobs) if wants_prompt_logprobs else None,
             num_cached_tokens=first.num_cached_tokens,
-            metrics=replace(self.metrics),
-            error=errors[0] if errors else self._error,
+            metrics=self._metrics_of_now(),
+            error=self._first_error(),
             metadata=self._metadata,
         )
+
+    def take(self) -> OutputDelta:
+        """What came since the last call, or since the request was added."""
+        taken = (choice.take(self._pieces) for choice in self._choices)
+        choices = [delta for delta in taken if delta is not None]
+        prompt_logprobs = None
+        if choices and not self._is_prompt_taken:
+            self._is_prompt_taken = True
+            if self._choices[0].request.params.prompt_logprobs is not None:
+                prompt_logprobs = list(self._prompt_logprobs)
+        return OutputDelta(
+            request_id=self.request_id,
+            choices=choices,
+            finished=self.is_finished,
+            prompt_logprobs=prompt_logprobs,
+            metrics=self._metrics_of_now() if self.is_finished else None,
+            error=self._first_error(),
+        )
+
+    def _metrics_of_now(self) -> RequestMetrics:
+        """Times and counts, which nothing changes later."""
+        self.metrics.num_cached_tokens = self._choices[0].request.num_cached_tokens
+        self.metrics.num_preemptions = sum(request.num_preemptions for request in self.requests)
+        self.metrics.speculation = _speculation(self.requests)
+        return replace(self.metrics)
+
+    def _first_error(self) -> Exception | None:
+        errors = [request.error for request in self.requests if request.error is not None]
+        return errors[0] if errors else self._error
 
     def _note_time(self, update: RequestUpdate) -> None:
         now = time.monotonic()
