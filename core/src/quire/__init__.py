@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from quire.api.outputs import RequestMetrics as RequestMetrics
     from quire.api.outputs import RequestOutput as RequestOutput
     from quire.api.request import SamplingParams as SamplingParams
+    from quire.engine.async_llm import AsyncLLM as AsyncLLM
     from quire.engine.find_model import find_model as find_model
     from quire.engine.llm import LLM as LLM
     from quire.loading.tokenizer import Tokenizer as Tokenizer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncLLM": "quire.engine.async_llm",
     "LLM": "quire.engine.llm",
     "SamplingParams": "quire.api.request",
     "EngineConfig": "quire.api.config",
@@ -37,6 +39,7 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "CompletionOutput",
     "EngineConfig",
     "Logprob",

@@ -131,6 +131,17 @@ class Engine:
             self._tell_added(tracker)
         return name
 
+    def prepare_prompt(self, prompt: Prompt) -> Prompt:
+        """A prompt with its token ids, for `add_request`; may be called in any thread.
+
+        Raises:
+            PromptError, TokenizerError: as `add_request`.
+        """
+        processed = self._parts.inputs.process_prompt(prompt)
+        if processed.text is None:
+            return processed.token_ids
+        return {"prompt": processed.text, "prompt_token_ids": processed.token_ids}
+
     def step(self) -> list[str]:
         """Plan, run and take in one step.
 

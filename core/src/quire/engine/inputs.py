@@ -103,7 +103,9 @@ class InputProcessor:
                 "give one for each choice, None for those that ended"
             )
         if params.seed is None and params.temperature > 0.0:
-            raise SamplingParamsError("a sampled request that is resumed needs its seed: give the first one's")
+            raise SamplingParamsError(
+                "a sampled request that is resumed needs its seed: give the first one's"
+            )
         limit = self.output_limit(num_prompt_tokens, params)
         for output in running:
             if len(output) >= limit:

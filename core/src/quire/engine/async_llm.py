@@ -1,0 +1,251 @@
+"""The asynchronous API: `AsyncLLM`, one stream of outputs per request."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from quire.api.config import EngineConfig
+from quire.api.errors import EngineClosedError
+from quire.api.outputs import Metric, OutputDelta, RequestOutput
+from quire.api.request import SamplingParams
+from quire.engine.assembler import OutputAssembler
+from quire.engine.build import build_engine
+from quire.engine.engine import Engine
+from quire.engine.engine_thread import EngineThread
+from quire.engine.inputs import Prompt
+from quire.engine.plugin_switch import PluginSwitch
+from quire.loading.tokenizer import Tokenizer
+from quire.plugins import PluginHost
+
+T = TypeVar("T")
+
+
+class AsyncLLM:
+    """A model and its engine, which runs in a thread of this process; requests come from event loops.
+
+    Leaving a stream early, or cancelling the task that reads it, aborts its request, in whatever state
+    it is; its KV blocks are free before the engine's next step.
+
+    Args:
+        model: as for `LLM`, and so are the others. Building takes as long as loading the model does: from a
+            coroutine, `await asyncio.to_thread(AsyncLLM, ...)`.
+
+    Raises:
+        QuireError: as `LLM`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        config_file: str | Path | None = None,
+        host: PluginHost | None = None,
+        **keywords: object,
+    ) -> None:
+        file = Path(config_file) if config_file is not None else None
+        self.config = EngineConfig.from_keywords({"model": model, **keywords}, file)
+        self._engine = build_engine(self.config, host)
+        self._numbers = itertools.count()
+        self._streams: dict[str, _Stream] = {}  # the engine's thread adds, changes and reads it
+        self._thread = EngineThread(self._engine, self._deliver, self._end)
+
+    @property
+    def plugins(self) -> PluginSwitch:
+        """Turns plugins off and on between steps."""
+        return self._engine.plugins
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        salt: str = "",
+    ) -> AsyncIterator[RequestOutput]:
+        """Complete a prompt and yield its cumulative output as it grows; a slow reader skips states.
+
+        Args:
+            prompt: see Prompt.
+            sampling_params: by default the model's own.
+            request_id: drawn here unless given.
+            priority: for the priority policy; lower runs first.
+            salt: only requests of equal salt share cached prefixes.
+
+        Raises:
+            PromptError, SamplingParamsError, CapacityError: by the first `anext`; nothing stays behind.
+            EngineClosedError: the engine was closed, or broke, before the request ended.
+        """
+        stream = self._new_stream(request_id)
+        try:
+            assembler = OutputAssembler(await self._submit(stream, prompt, sampling_params, priority, salt))
+            is_finished = False
+            while not is_finished:
+                for delta in await stream.take():
+                    assembler.add(delta)
+                    is_finished = delta.finished
+                yield assembler.output()
+        finally:
+            self._leave(stream)
+
+    async def stream_deltas(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        salt: str = "",
+    ) -> AsyncIterator[OutputDelta]:
+        """As `generate`, but what is new each time, so that the cost does not grow with the output."""
+        stream = self._new_stream(request_id)
+        try:
+            await self._submit(stream, prompt, sampling_params, priority, salt)
+            is_finished = False
+            while not is_finished:
+                for delta in await stream.take():
+                    is_finished = delta.finished
+                    yield delta
+        finally:
+            self._leave(stream)
+
+    async def abort(self, request_id: str) -> None:
+        """End a request; its stream gets what there is, and the finish reason "abort". Unknown ids are ignored."""
+        await self._call(lambda engine: self._abort(engine, request_id))
+
+    async def get_metrics(self) -> list[Metric]:
+        """The engine's counters and gauges."""
+        return await self._call(lambda engine: engine.get_metrics())
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget all cached prefixes that no running request uses."""
+        await self._call(lambda engine: engine.reset_prefix_cache())
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The tokenizer; raises TokenizerError with `skip_tokenizer_init`."""
+        return self._engine.require_tokenizer()
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's generation_config.json recommends."""
+        return self._engine.default_sampling_params()
+
+    def close(self) -> None:
+        """Abort all requests and free the model; waits for the current step; idempotent."""
+        self._thread.close()
+
+    async def __aenter__(self) -> AsyncLLM:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    def _new_stream(self, request_id: str | None) -> _Stream:
+        return _Stream(request_id or f"async-{next(self._numbers)}")
+
+    async def _submit(
+        self, stream: _Stream, prompt: Prompt, params: SamplingParams | None, priority: int, salt: str
+    ) -> RequestOutput:
+        """Queue a request whose deltas go to a stream; its output of now."""
+        engine = self._engine
+        prepared = await asyncio.to_thread(engine.prepare_prompt, prompt)  # long texts take long
+
+        def add(engine: Engine) -> RequestOutput:
+            given = params or engine.default_sampling_params()
+            engine.add_request(prepared, given, request_id=stream.request_id, priority=priority, salt=salt)
+            self._streams[stream.request_id] = stream
+            return engine.output(stream.request_id)
+
+        return await self._call(add)
+
+    def _leave(self, stream: _Stream) -> None:
+        """Nobody reads the stream any more."""
+
+        def discard(engine: Engine) -> None:
+            if self._streams.get(stream.request_id) is stream:
+                del self._streams[stream.request_id]
+                engine.discard(stream.request_id)
+
+        self._thread.call(discard)
+
+    async def _call(self, function: Callable[[Engine], T]) -> T:
+        return await asyncio.wrap_future(self._thread.call(function))
+
+    def _abort(self, engine: Engine, request_id: str) -> None:
+        if request_id in self._streams:
+            engine.abort(request_id)
+            self._deliver([engine.take_delta(request_id)])
+            engine.discard(request_id)
+
+    def _deliver(self, deltas: list[OutputDelta]) -> None:
+        """In the engine's thread: hand deltas to their streams, with one wake-up of each event loop."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, OutputDelta]]] = {}
+        for delta in deltas:
+            stream = (
+                self._streams.pop(delta.request_id) if delta.finished else self._streams[delta.request_id]
+            )
+            by_loop.setdefault(stream.loop, []).append((stream, delta))
+        for loop, items in by_loop.items():
+            _post(loop, _put_all, items)
+
+    def _end(self, error: BaseException | None) -> None:
+        """In the engine's thread: nothing follows."""
+        text = (
+            "the engine was closed" if error is None else f"the engine broke: {type(error).__name__}: {error}"
+        )
+        for stream in self._streams.values():
+            _post(
+                stream.loop,
+                stream.fail,
+                EngineClosedError(f"{text}; request {stream.request_id!r} did not end"),
+            )
+        self._streams.clear()
+
+
+class _Stream:
+    """What a request got and nobody has read; used in its event loop only."""
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.loop = asyncio.get_running_loop()
+        self._deltas: list[OutputDelta] = []
+        self._error: Exception | None = None
+        self._is_ready = asyncio.Event()
+
+    def put(self, delta: OutputDelta) -> None:
+        self._deltas.append(delta)
+        self._is_ready.set()
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        self._is_ready.set()
+
+    async def take(self) -> list[OutputDelta]:
+        """All deltas that have come; at least one."""
+        await self._is_ready.wait()
+        self._is_ready.clear()
+        deltas, self._deltas = self._deltas, []
+        if not deltas and self._error is not None:
+            raise self._error
+        if self._error is not None:
+            self._is_ready.set()
+        return deltas
+
+
+def _put_all(items: list[tuple[_Stream, OutputDelta]]) -> None:
+    for stream, delta in items:
+        stream.put(delta)
+
+
+def _post(loop: asyncio.AbstractEventLoop, function: Callable[..., None], argument: object) -> None:
+    try:
+        loop.call_soon_threadsafe(function, argument)
+    except RuntimeError:
+        if not loop.is_closed():  # else nobody reads any more
+            raise

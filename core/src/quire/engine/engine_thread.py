@@ -1,0 +1,117 @@
+"""An engine in a thread of its own: it steps while there is work, and does what it is told between steps."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from quire.api.errors import EngineClosedError
+from quire.api.outputs import OutputDelta
+from quire.engine.engine import Engine
+
+T = TypeVar("T")
+_Task = tuple[Callable[[Engine], Any], "Future[Any]"]
+
+logger = logging.getLogger("quire")
+
+
+class EngineThread:
+    """Runs an engine; nobody else may touch it meanwhile.
+
+    Args:
+        engine: goes over to the thread; closed when the thread ends.
+        deliver: takes what requests got in a step, in the engine's thread. Requests that have ended are
+            forgotten before.
+        ended: told, in the engine's thread, that no delta will follow: after `close`, or with what broke
+            the engine.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        deliver: Callable[[list[OutputDelta]], None],
+        ended: Callable[[BaseException | None], None],
+    ) -> None:
+        self._engine = engine
+        self._deliver = deliver
+        self._ended = ended
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="quire-engine", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[[Engine], T]) -> Future[T]:
+        """Have something done with the engine between two steps, in the order of the calls."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._is_closed:
+                future.set_exception(EngineClosedError("the engine was closed: build a new one"))
+            else:
+                self._tasks.put((function, future))
+        return future
+
+    def close(self) -> None:
+        """End after the current step and what was called before, and wait for it; idempotent."""
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._tasks.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            while self._do_tasks():
+                if self._engine.has_unfinished:
+                    self._step()
+        except BaseException as caught:  # an engine recovers from exceptions: this one is broken
+            logger.exception("the engine has ended")
+            error = caught
+        try:
+            self._engine.close(error)
+        except Exception:
+            logger.exception("closing the engine failed")
+        self._refuse_rest()
+        self._ended(error)
+
+    def _do_tasks(self) -> bool:
+        """Do what was called for; wait for something where there is no other work. False: close."""
+        is_idle = not self._engine.has_unfinished
+        while True:
+            try:
+                task = self._tasks.get(block=is_idle)
+            except queue.Empty:
+                return True
+            if task is None:
+                return False
+            function, future = task
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(self._engine))
+                except Exception as error:
+                    future.set_exception(error)
+            is_idle = not self._engine.has_unfinished and self._tasks.empty()
+
+    def _step(self) -> None:
+        engine = self._engine
+        deltas = []
+        for request_id in engine.step():
+            deltas.append(engine.take_delta(request_id))
+            if deltas[-1].finished:
+                engine.discard(request_id)
+        if deltas:
+            self._deliver(deltas)
+
+    def _refuse_rest(self) -> None:
+        with self._lock:
+            self._is_closed = True
+        while not self._tasks.empty():
+            task = self._tasks.get()
+            if task is not None and task[1].set_running_or_notify_cancel():
+                task[1].set_exception(EngineClosedError("the engine was closed: build a new one"))

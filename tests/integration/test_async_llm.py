@@ -1,0 +1,226 @@
+"""The asynchronous API: streams equal offline outputs, and leave nothing behind however they end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from quire import LLM, AsyncLLM, SamplingParams
+from quire.api.errors import EngineClosedError, PromptError, SamplingParamsError
+from quire.api.outputs import RequestOutput
+from quire.testing.tiny_models import write_tiny_llama
+
+SETTINGS: dict[str, object] = {
+    "dtype": "float64", "max_model_len": 64, "skip_tokenizer_init": True, "max_num_seqs": 4, "num_kv_blocks": 24,
+    "block_size": 4, "max_num_batched_tokens": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def llm(folder: Path) -> Iterator[AsyncLLM]:
+    engine = AsyncLLM(folder, **SETTINGS)
+    yield engine
+    engine.close()
+
+
+def make_requests(count: int) -> list[tuple[list[int], SamplingParams]]:
+    draw = random.Random(3)
+    made = []
+    for index in range(count):
+        prompt = [draw.randrange(96) for _ in range(draw.randrange(1, 24))]
+        made.append(
+            (
+                prompt,
+                SamplingParams(
+                    temperature=0.9 * (index % 2), seed=index, n=1 + index % 3 % 2 * (index % 2), max_tokens=4 + index,
+                    logprobs=1 if index % 4 == 0 else None, ignore_eos=True,
+                ),
+            )
+        )  # fmt: skip
+    return made
+
+
+async def last(stream: AsyncIterator[RequestOutput]) -> RequestOutput:
+    outputs = [output async for output in stream]
+    assert outputs[-1].finished
+    return outputs[-1]
+
+
+async def wait_until_idle(llm: AsyncLLM) -> None:
+    """Nothing runs, and no block is in use."""
+    for _ in range(100):
+        metrics = await llm.get_metrics()
+        found = {metric.name.removeprefix("quire:"): metric.value for metric in metrics if not metric.labels}
+        if not found["num_requests_running"] + found["num_requests_waiting"] + found["kv_cache_usage_perc"]:
+            break
+        await asyncio.sleep(0.01)
+    else:
+        raise AssertionError(f"not idle: {found}")
+    assert not llm._streams and not llm._engine._trackers
+
+
+def test_streams_equal_offline_outputs(folder: Path, llm: AsyncLLM) -> None:
+    requests = make_requests(12)
+    with LLM(folder, **SETTINGS) as offline:
+        prompts = [{"prompt_token_ids": prompt} for prompt, _ in requests]
+        expected = offline.generate(prompts, [params for _, params in requests], use_tqdm=False)
+
+    async def run() -> list[RequestOutput]:
+        outputs = await asyncio.gather(*(last(llm.generate(prompt, params)) for prompt, params in requests))
+        await wait_until_idle(llm)
+        return outputs
+
+    for found, wanted in zip(asyncio.run(run()), expected, strict=True):
+        assert len(found.outputs) == len(wanted.outputs)
+        for choice, other in zip(found.outputs, wanted.outputs, strict=True):
+            assert choice.token_ids == other.token_ids
+            assert choice.finish_reason == other.finish_reason
+            assert choice.cumulative_logprob == pytest.approx(other.cumulative_logprob, abs=1e-9)
+            assert [list(entries) for entries in choice.logprobs or ()] == [
+                list(entries) for entries in other.logprobs or ()
+            ]
+        assert found.metrics is not None and found.metrics.finished_s is not None
+        assert found.prompt_token_ids == wanted.prompt_token_ids
+
+
+def test_outputs_are_cumulative_and_stay_as_they_were(llm: AsyncLLM) -> None:
+    async def run() -> None:
+        seen = [
+            output async for output in llm.generate([5, 6], SamplingParams(max_tokens=12, ignore_eos=True))
+        ]
+        lengths = [len(output.outputs[0].token_ids) for output in seen]
+        assert lengths == sorted(lengths) and lengths[-1] == 12
+        assert all(
+            output.outputs[0].token_ids == seen[-1].outputs[0].token_ids[:n]
+            for output, n in zip(seen, lengths, strict=True)
+        )
+        assert [output.finished for output in seen] == [False] * (len(seen) - 1) + [True]
+
+    asyncio.run(run())
+
+
+def test_a_slow_reader_gets_all_and_delays_nobody(llm: AsyncLLM) -> None:
+    async def run() -> None:
+        stream = llm.generate([1, 2, 3], SamplingParams(max_tokens=20, ignore_eos=True))
+        first = await anext(stream)
+        await last(llm.generate([4], SamplingParams(max_tokens=30, ignore_eos=True)))
+        rest = [output async for output in stream]
+        assert len(first.outputs[0].token_ids) + len(rest) < 20
+        assert len(rest[-1].outputs[0].token_ids) == 20
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("num_read", [0, 1, 4])
+@pytest.mark.parametrize("how", ["close", "cancel", "abort"])
+def test_a_request_is_aborted_in_any_state(llm: AsyncLLM, how: str, num_read: int) -> None:
+    """Of seven requests for four slots: some wait, one is in its prompt, others decode."""
+    params = SamplingParams(max_tokens=40, ignore_eos=True, n=2, temperature=1.0)
+
+    async def read(name: str, prompt: list[int]) -> str | None:
+        reason = None
+        async with aclosing(llm.stream_deltas(prompt, params, name)) as deltas:  # type: ignore[type-var]  # a generator
+            count = 0
+            async for delta in deltas:
+                count += 1
+                reason = delta.choices[-1].finish_reason if delta.choices else reason
+                if how == "close" and count > num_read:
+                    break
+                if how == "cancel" and count > num_read:
+                    raise asyncio.CancelledError
+                if how == "abort" and count > num_read:
+                    await llm.abort(name)
+        return reason
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(read(f"r{i}", [i + 1] * (3 * i + 1))) for i in range(7)]
+        await asyncio.sleep(0.002 * num_read)
+        tasks[-1].cancel()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(found[-1], asyncio.CancelledError)
+        if how == "abort":
+            assert set(found[:-1]) == {"abort"}
+        await wait_until_idle(llm)
+        assert (await last(llm.generate([7], SamplingParams(max_tokens=3, ignore_eos=True)))).finished
+
+    asyncio.run(run())
+
+
+def test_refusals_cost_nobody_else(llm: AsyncLLM) -> None:
+    async def run() -> None:
+        going = asyncio.create_task(
+            last(llm.generate([1], SamplingParams(max_tokens=30, ignore_eos=True), "one"))
+        )
+        while "one" not in llm._streams:
+            await asyncio.sleep(0)
+        for error, prompt, params, name in (
+            (PromptError, [], None, None),
+            (PromptError, [10**9], None, None),
+            (SamplingParamsError, [1], SamplingParams(logit_bias={10**6: 1.0}), None),
+            (PromptError, [1], None, "one"),
+        ):
+            with pytest.raises(error):
+                await last(llm.generate(prompt, params, name))
+        await llm.abort("unknown")
+        assert len((await going).outputs[0].token_ids) == 30
+        await wait_until_idle(llm)
+
+    asyncio.run(run())
+
+
+def test_close_ends_streams_and_refuses_new_requests(folder: Path) -> None:
+    async def run() -> None:
+        async with AsyncLLM(folder, **SETTINGS) as llm:
+            going = asyncio.create_task(
+                last(llm.generate([1], SamplingParams(max_tokens=60, ignore_eos=True)))
+            )
+            while not llm._streams:
+                await asyncio.sleep(0)
+        with pytest.raises(EngineClosedError, match="did not end"):
+            await going
+        with pytest.raises(EngineClosedError):
+            await last(llm.generate([1]))
+        llm.close()
+
+    asyncio.run(run())
+
+
+def test_a_broken_engine_is_told_to_all(llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[str]:
+        raise SystemExit("of a plugin")
+
+    async def run() -> None:
+        params = SamplingParams(max_tokens=60, ignore_eos=True)
+        tasks = [asyncio.create_task(last(llm.generate([i], params))) for i in range(3)]
+        while len(llm._streams) < 3:
+            await asyncio.sleep(0)
+        monkeypatch.setattr(llm._engine, "step", broken)
+        for task in tasks:
+            with pytest.raises(EngineClosedError, match="SystemExit: of a plugin"):
+                await task
+
+    asyncio.run(run())
+
+
+def test_requests_come_from_several_event_loops(llm: AsyncLLM) -> None:
+    async def run(index: int) -> RequestOutput:
+        return await last(
+            llm.generate([index], SamplingParams(max_tokens=9, ignore_eos=True, temperature=0.0))
+        )
+
+    async def both() -> None:
+        others = [asyncio.to_thread(asyncio.run, run(3)) for _ in range(3)]
+        found = await asyncio.gather(run(3), *others)
+        assert len({tuple(output.outputs[0].token_ids) for output in found}) == 1
+
+    asyncio.run(both())
