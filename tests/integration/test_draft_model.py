@@ -18,7 +18,7 @@ from tokenizers import models
 from quire import LLM, SamplingParams
 from quire.api.errors import ConfigError, ModelNotFoundError, QuireError
 from quire.api.speculation import DraftRequest
-from quire.execution.draft_model import PagedDraftModel
+from quire.execution.drafting.draft_model import PagedDraftModel
 from quire.testing.tiny_models import write_tiny_gpt2, write_tiny_llama
 
 MAX_MODEL_LEN = 48

@@ -14,8 +14,8 @@ from quire.api.quantization import QuantizationRequest
 from quire.engine.model_loading import ModelFiles, load_model
 from quire.engine.model_source import ModelSource, read_model_folder
 from quire.engine.quantization import choose_method, log_summary
-from quire.execution.draft_model import PagedDraftModel
-from quire.execution.draft_sampler import DraftSampler
+from quire.execution.drafting.draft_model import PagedDraftModel
+from quire.execution.drafting.draft_sampler import DraftSampler
 from quire.execution.model_builder import BuildSettings
 from quire.loading.quantization_config import read_quantization_config
 from quire.loading.resolve import resolve_model_folder

@@ -15,12 +15,12 @@ from quire.api.specs import DrafterSpec, Registration
 from quire.api.speculation import Drafter, DrafterContext
 from quire.api.speculative_config import SpeculativeConfig
 from quire.engine.draft_models import DraftModelLoader, Target
-from quire.execution.draft_control import AdaptiveControl, FixedControl
-from quire.execution.draft_model import DraftRuntime
-from quire.execution.draft_sampler import DraftSampler
-from quire.execution.guarded_drafter import GuardedDrafter, LoadedDrafter
+from quire.execution.drafting.control import AdaptiveControl, FixedControl
+from quire.execution.drafting.draft_model import DraftRuntime
+from quire.execution.drafting.draft_sampler import DraftSampler
+from quire.execution.drafting.guarded_drafter import GuardedDrafter, LoadedDrafter
+from quire.execution.drafting.speculator import DrafterRules, RunnerParts, Speculator
 from quire.execution.runner import ModelRunner
-from quire.execution.speculator import DrafterRules, RunnerParts, Speculator
 from quire.plugins import PluginHost, resolve_factory
 from quire.plugins.options import OptionsError, validate_model
 from quire.plugins.registry import describe_origin, nearest

@@ -15,18 +15,18 @@ from quire.api.errors import NumericalError, PluginError
 from quire.api.protocols import AttentionBackend, Model
 from quire.api.step import PlanRow, RowResult, SlotAssignment, StepPlan, StepResult, TokenLogprobs
 from quire.execution.batch_builder import BatchBuilder, BatchLimits, BuiltBatch
-from quire.execution.calibration import (
+from quire.execution.drafting.calibration import (
     CALIBRATION_REPEATS,
     CALIBRATION_S,
     CALIBRATION_STEP_S,
     CalibrationPlans,
 )
+from quire.execution.drafting.speculator import RunnerParts, Speculator
 from quire.execution.forward import run_layers
 from quire.execution.logprobs import prompt_logprobs
 from quire.execution.processors import ProcessorTable
 from quire.execution.sampler import Sampler
 from quire.execution.sampling_state import SamplingState
-from quire.execution.speculator import RunnerParts, Speculator
 from quire.execution.verifier import DraftedRow, VerifiedRow, Verifier
 
 

@@ -10,9 +10,9 @@ from quire.api.request import SamplingParams
 from quire.api.speculation import DraftOutcome, DraftRequest
 from quire.api.step import PlanRow, SlotAssignment, StepPlan
 from quire.execution.batch_builder import BatchBuilder, BatchLimits, BuiltBatch
-from quire.execution.draft_control import DraftControl
-from quire.execution.draft_model import PagedDraftModel
-from quire.execution.guarded_drafter import GuardedDrafter
+from quire.execution.drafting.control import DraftControl
+from quire.execution.drafting.draft_model import PagedDraftModel
+from quire.execution.drafting.guarded_drafter import GuardedDrafter
 from quire.execution.sampling_state import SamplingState
 
 

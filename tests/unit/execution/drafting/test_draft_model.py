@@ -15,9 +15,9 @@ from quire.api.request import SamplingParams
 from quire.api.speculation import DraftRequest
 from quire.api.step import BlockTableUpdate, PlanRow, SlotAssignment, StepPlan
 from quire.execution.batch_builder import BatchBuilder, BatchLimits
-from quire.execution.draft_model import DraftRuntime, PagedDraftModel
-from quire.execution.draft_sampler import DraftSampler, fit_width
-from quire.execution.draft_slots import DraftSlots
+from quire.execution.drafting.draft_model import DraftRuntime, PagedDraftModel
+from quire.execution.drafting.draft_sampler import DraftSampler, fit_width
+from quire.execution.drafting.draft_slots import DraftSlots
 from quire.execution.model_builder import BuiltModel
 from quire.execution.sampler import Sampler
 from quire.execution.sampling_state import SamplingState

@@ -14,8 +14,8 @@ from quire.api.protocols import AttentionBackend
 from quire.api.speculation import DraftModel, DraftRequest
 from quire.api.step import PlanRow, StepPlan
 from quire.execution.batch_builder import BatchBuilder, BatchLimits, BuiltBatch
-from quire.execution.draft_sampler import DraftSampler, SlotOf
-from quire.execution.draft_slots import DraftSlots
+from quire.execution.drafting.draft_sampler import DraftSampler, SlotOf
+from quire.execution.drafting.draft_slots import DraftSlots
 from quire.execution.forward import run_layers
 from quire.execution.model_builder import BuiltModel
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quire.execution.acceptance import Acceptance, Floats
-from quire.execution.step_cost import ProposeCost, StepCost
+from quire.execution.drafting.acceptance import Acceptance, Floats
+from quire.execution.drafting.step_cost import ProposeCost, StepCost
 
 
 @dataclass(slots=True)

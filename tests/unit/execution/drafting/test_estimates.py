@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from quire.execution.acceptance import (
+from quire.execution.drafting.acceptance import (
     OPTIMISM,
     OPTIMISM_WEIGHT,
     PRIOR_WEIGHT,
@@ -13,9 +13,9 @@ from quire.execution.acceptance import (
     Acceptance,
     Progress,
 )
-from quire.execution.draft_plan import best_plan
-from quire.execution.pair_filter import PairFilter
-from quire.execution.step_cost import ProposeCost, StepCost
+from quire.execution.drafting.pair_filter import PairFilter
+from quire.execution.drafting.plan import best_plan
+from quire.execution.drafting.step_cost import ProposeCost, StepCost
 
 
 def test_acceptance_by_the_book():

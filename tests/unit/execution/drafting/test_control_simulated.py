@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from quire.execution.draft_control import AdaptiveControl, DraftControl, FixedControl
+from quire.execution.drafting.control import AdaptiveControl, DraftControl, FixedControl
 
 K = 8
 STEP_S = 10e-3

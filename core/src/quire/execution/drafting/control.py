@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
-from quire.execution.acceptance import Floats, Progress
-from quire.execution.draft_plan import DraftPlan, DraftPlanner, best_plan
-from quire.execution.shadow_drafts import ShadowDrafts
+from quire.execution.drafting.acceptance import Floats, Progress
+from quire.execution.drafting.plan import DraftPlan, DraftPlanner, best_plan
+from quire.execution.drafting.shadow_drafts import ShadowDrafts
 
 MARGIN = 1.04
 """Drafts are left out unless they promise this many times the tokens per second."""

@@ -2,8 +2,8 @@
 
 import pytest
 
-from quire.execution.draft_control import AdaptiveControl, DraftLimits, FixedControl
-from quire.execution.shadow_drafts import ShadowDrafts
+from quire.execution.drafting.control import AdaptiveControl, DraftLimits, FixedControl
+from quire.execution.drafting.shadow_drafts import ShadowDrafts
 
 K = 4
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quire.execution.acceptance import Floats
-from quire.execution.pair_filter import PairFilter
+from quire.execution.drafting.acceptance import Floats
+from quire.execution.drafting.pair_filter import PairFilter
 
 STEP_NOISE = 0.1**2
 """Variance of a step's time, relative to it."""
