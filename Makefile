@@ -1,12 +1,14 @@
 # Everything here works on a fresh clone with Python >= 3.11, make and a C compiler: the first target
 # that needs the environment creates .venv. PIP_ARGS and TORCH_ARGS are passed to pip (an index, a
 # folder of wheels, --no-index ...), e.g. TORCH_ARGS="--index-url URL" for the CPU build of torch.
+# WORKERS: processes that run tests, of one thread each.
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
@@ -47,11 +49,11 @@ demo: $(STAMPS)/run ## install what running needs, and let the embedded model an
 	$(BIN)/python examples/demo.py
 
 test: $(STAMPS)/dev ## the default tests (not slow, nightly or gpu)
-	$(BIN)/python -m pytest -m "not slow and not nightly and not gpu" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not nightly and not gpu" -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 nightly: $(STAMPS)/dev ## the full sets; the summary goes to benchmarks/results/nightly.txt
 	@mkdir -p $(dir $(NIGHTLY))
-	$(BIN)/python -m pytest -m "nightly or slow" -p no:cacheprovider $(PYTEST_ARGS) >$(NIGHTLY).tmp 2>&1; status=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "nightly or slow" -n $(WORKERS) --dist worksteal -p no:cacheprovider $(PYTEST_ARGS) >$(NIGHTLY).tmp 2>&1; status=$$?; \
 	{ date -u '+%Y-%m-%dT%H:%MZ'; git rev-parse HEAD 2>/dev/null; tail -n 40 $(NIGHTLY).tmp; } >$(NIGHTLY); \
 	cat $(NIGHTLY).tmp; rm -f $(NIGHTLY).tmp; exit $$status
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from quire import LLM, AsyncLLM, SamplingParams
 from quire.api.errors import EngineClosedError, PromptError, SamplingParamsError
-from quire.api.outputs import RequestOutput
+from quire.api.outputs import OutputDelta, RequestOutput
 from quire.testing.tiny_models import write_tiny_llama
 
 SETTINGS: dict[str, object] = {
@@ -224,3 +225,94 @@ def test_requests_come_from_several_event_loops(llm: AsyncLLM) -> None:
         assert len({tuple(output.outputs[0].token_ids) for output in found}) == 1
 
     asyncio.run(both())
+
+
+def test_what_ends_all_requests_between_steps_is_told_to_all(
+    llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing() -> None:
+        raise RuntimeError("of the pool")
+
+    async def run() -> None:
+        params = SamplingParams(max_tokens=60, ignore_eos=True)
+        tasks = [asyncio.create_task(last(llm.generate([i], params))) for i in range(6)]
+        while len(llm._streams) < 6:
+            await asyncio.sleep(0)
+        monkeypatch.setattr(llm._engine._scheduler.block_manager, "reset_prefix_cache", failing)
+        with pytest.raises(RuntimeError, match="of the pool"):
+            await llm.reset_prefix_cache()
+        for task in tasks:
+            assert "of the pool" in str((await task).error)
+        await wait_until_idle(llm)
+
+    asyncio.run(run())
+
+
+def test_an_exit_within_a_call_reaches_its_caller(llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaving() -> None:
+        raise SystemExit("of a metric")
+
+    async def run() -> None:
+        monkeypatch.setattr(llm._engine, "get_metrics", leaving)
+        with pytest.raises(EngineClosedError, match="of a metric"):
+            await llm.get_metrics()
+        with pytest.raises(EngineClosedError, match="of a metric"):
+            await last(llm.generate([1]))
+
+    asyncio.run(run())
+
+
+def test_an_abort_while_the_prompt_is_read_is_heeded(llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = llm._engine.prepare_prompt
+
+    def slowly(prompt: object) -> object:
+        time.sleep(0.2)
+        return prepare(prompt)  # type: ignore[arg-type]  # passed on
+
+    async def run() -> None:
+        monkeypatch.setattr(llm._engine, "prepare_prompt", slowly)
+        params = SamplingParams(max_tokens=60, ignore_eos=True)
+        task = asyncio.create_task(last(llm.generate([1], params, "early")))
+        await asyncio.sleep(0.05)
+        await llm.abort("early")
+        assert (await task).outputs[0].finish_reason == "abort"
+        await wait_until_idle(llm)
+
+    asyncio.run(run())
+
+
+def test_ids_of_choices_are_nobody_elses(llm: AsyncLLM) -> None:
+    async def run() -> None:
+        params = SamplingParams(max_tokens=30, ignore_eos=True, n=2, temperature=1.0, seed=1)
+        task = asyncio.create_task(last(llm.generate([1], params, "x")))
+        while "x" not in llm._streams:
+            await asyncio.sleep(0)
+        with pytest.raises(PromptError, match="x/1"):
+            await last(llm.generate([2], SamplingParams(max_tokens=3), "x/1"))
+        for wrong in ({"priority": "high"}, {"salt": 5}):
+            with pytest.raises(PromptError, match=next(iter(wrong))):
+                await last(llm.generate([2], None, **wrong))  # type: ignore[arg-type]  # to be refused
+        assert len((await task).outputs[1].token_ids) == 30
+        await wait_until_idle(llm)
+
+    asyncio.run(run())
+
+
+def test_a_failing_decoder_costs_its_request_only(llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = llm._engine.take_delta
+
+    def failing(request_id: str) -> OutputDelta:
+        if request_id == "bad":
+            raise ValueError("no such piece")
+        return take(request_id)
+
+    async def run() -> None:
+        monkeypatch.setattr(llm._engine, "take_delta", failing)
+        params = SamplingParams(max_tokens=20, ignore_eos=True)
+        good = asyncio.create_task(last(llm.generate([1], params)))
+        bad = await last(llm.generate([2], params, "bad"))
+        assert "no such piece" in str(bad.error)
+        assert len((await good).outputs[0].token_ids) == 20
+        await wait_until_idle(llm)
+
+    asyncio.run(run())

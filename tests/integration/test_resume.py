@@ -126,9 +126,20 @@ def test_refuses_what_cannot_go_on(llm: LLM) -> None:
         (SamplingParams(max_tokens=4, temperature=0.0), [[1, 2, 3, 4]]),
         (SamplingParams(max_tokens=4, temperature=0.0), [[-1]]),
         (SamplingParams(max_tokens=4, temperature=0.0), [[10**6]]),
+        (SamplingParams(max_tokens=4, temperature=0.0), "ab"),
+        (SamplingParams(max_tokens=4, temperature=0.0), ["ab"]),
+        (SamplingParams(max_tokens=4, temperature=0.0), [5]),
+        (SamplingParams(max_tokens=9, temperature=0.0, stop_token_ids=[7]), [[5, 7]]),
+        (
+            SamplingParams(max_tokens=99, temperature=0.0, stop=["fox"]),
+            [llm.get_tokenizer().encode("a fox runs")],
+        ),
     ):
         with pytest.raises(PromptError, match="resumed"):
             engine.add_request(PROMPT, given, resumed=resumed)
+    for output in ([1.5], ["a"], [True]):
+        with pytest.raises(PromptError, match="integers"):
+            engine.add_request(PROMPT, SamplingParams(max_tokens=4, temperature=0.0), resumed=[output])  # type: ignore[list-item]  # to be refused
     with pytest.raises(SamplingParamsError, match="seed"):
         engine.add_request(PROMPT, SamplingParams(max_tokens=4), resumed=[[1]])
     assert not engine.has_unfinished

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,6 @@ from quire.engine.build import build_engine
 from quire.engine.engine import Engine
 from quire.engine.engine_thread import EngineThread
 from quire.engine.inputs import Prompt
-from quire.engine.plugin_switch import PluginSwitch
 from quire.loading.tokenizer import Tokenizer
 from quire.plugins import PluginHost
 
@@ -50,14 +49,9 @@ class AsyncLLM:
         file = Path(config_file) if config_file is not None else None
         self.config = EngineConfig.from_keywords({"model": model, **keywords}, file)
         self._engine = build_engine(self.config, host)
-        self._numbers = itertools.count()
+        self._submitting: dict[str, _Stream] = {}
         self._streams: dict[str, _Stream] = {}  # the engine's thread adds, changes and reads it
         self._thread = EngineThread(self._engine, self._deliver, self._end)
-
-    @property
-    def plugins(self) -> PluginSwitch:
-        """Turns plugins off and on between steps."""
-        return self._engine.plugins
 
     async def generate(
         self,
@@ -116,7 +110,18 @@ class AsyncLLM:
 
     async def abort(self, request_id: str) -> None:
         """End a request; its stream gets what there is, and the finish reason "abort". Unknown ids are ignored."""
+        stream = self._submitting.get(request_id)
+        if stream is not None:
+            stream.is_aborted = True
         await self._call(lambda engine: self._abort(engine, request_id))
+
+    async def disable_plugin(self, name: str) -> None:
+        """Switch a plugin off from the next step on; see `LLM.plugins`."""
+        await self._call(lambda engine: engine.plugins.disable(name))
+
+    async def enable_plugin(self, name: str) -> None:
+        """Switch a plugin on again from the next step on."""
+        await self._call(lambda engine: engine.plugins.enable(name))
 
     async def get_metrics(self) -> list[Metric]:
         """The engine's counters and gauges."""
@@ -147,22 +152,30 @@ class AsyncLLM:
         await asyncio.to_thread(self.close)
 
     def _new_stream(self, request_id: str | None) -> _Stream:
-        return _Stream(request_id or f"async-{next(self._numbers)}")
+        return _Stream(request_id or f"request-{uuid.uuid4().hex}")
 
     async def _submit(
         self, stream: _Stream, prompt: Prompt, params: SamplingParams | None, priority: int, salt: str
     ) -> RequestOutput:
         """Queue a request whose deltas go to a stream; its output of now."""
-        engine = self._engine
-        prepared = await asyncio.to_thread(engine.prepare_prompt, prompt)  # long texts take long
+        name = stream.request_id
 
         def add(engine: Engine) -> RequestOutput:
             given = params or engine.default_sampling_params()
-            engine.add_request(prepared, given, request_id=stream.request_id, priority=priority, salt=salt)
-            self._streams[stream.request_id] = stream
-            return engine.output(stream.request_id)
+            engine.add_request(prepared, given, request_id=name, priority=priority, salt=salt)
+            self._streams[name] = stream
+            output = engine.output(name)
+            if stream.is_aborted:
+                self._abort(engine, name)
+            return output
 
-        return await self._call(add)
+        self._submitting.setdefault(name, stream)
+        try:
+            prepared = await asyncio.to_thread(self._engine.prepare_prompt, prompt)  # long texts take long
+            return await self._call(add)
+        finally:
+            if self._submitting.get(name) is stream:
+                del self._submitting[name]
 
     def _leave(self, stream: _Stream) -> None:
         """Nobody reads the stream any more."""
@@ -179,20 +192,23 @@ class AsyncLLM:
 
     def _abort(self, engine: Engine, request_id: str) -> None:
         if request_id in self._streams:
-            engine.abort(request_id)
-            self._deliver([engine.take_delta(request_id)])
-            engine.discard(request_id)
+            engine.abort(request_id)  # the thread hands out what has ended
 
     def _deliver(self, deltas: list[OutputDelta]) -> None:
         """In the engine's thread: hand deltas to their streams, with one wake-up of each event loop."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, OutputDelta]]] = {}
         for delta in deltas:
-            stream = (
-                self._streams.pop(delta.request_id) if delta.finished else self._streams[delta.request_id]
-            )
+            stream = self._streams.get(delta.request_id)
+            if stream is None:
+                continue
+            if delta.finished:
+                del self._streams[delta.request_id]
             by_loop.setdefault(stream.loop, []).append((stream, delta))
         for loop, items in by_loop.items():
-            _post(loop, _put_all, items)
+            if not _post(loop, _put_all, items):
+                for stream, _ in items:
+                    self._streams.pop(stream.request_id, None)
+                    self._engine.discard(stream.request_id)
 
     def _end(self, error: BaseException | None) -> None:
         """In the engine's thread: nothing follows."""
@@ -213,6 +229,7 @@ class _Stream:
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
+        self.is_aborted = False
         self.loop = asyncio.get_running_loop()
         self._deltas: list[OutputDelta] = []
         self._error: Exception | None = None
@@ -243,9 +260,12 @@ def _put_all(items: list[tuple[_Stream, OutputDelta]]) -> None:
         stream.put(delta)
 
 
-def _post(loop: asyncio.AbstractEventLoop, function: Callable[..., None], argument: object) -> None:
+def _post(loop: asyncio.AbstractEventLoop, function: Callable[..., None], argument: object) -> bool:
+    """Have an event loop call something; False where it is closed, so that nobody reads any more."""
     try:
         loop.call_soon_threadsafe(function, argument)
     except RuntimeError:
-        if not loop.is_closed():  # else nobody reads any more
+        if not loop.is_closed():
             raise
+        return False
+    return True

@@ -14,7 +14,7 @@ from quire.api.outputs import Metric, OutputDelta, RequestOutput
 from quire.api.request import FinishReason, Request, SamplingParams
 from quire.api.step import StepPlan
 from quire.engine.extensions import LoadedPolicy
-from quire.engine.inputs import Prompt
+from quire.engine.inputs import Prompt, check_names
 from quire.engine.observers import view_of_choices
 from quire.engine.outputs import RequestTracker
 from quire.engine.parts import EngineParts
@@ -101,7 +101,8 @@ class Engine:
             salt: only requests of equal salt share cached prefixes.
             resumed: the output token ids that each choice has already got, elsewhere or before, None for one
                 that had ended: what follows is what would have followed (`params.seed` must be given, unless
-                greedy). Deltas begin after them; logprobs of theirs are not computed again.
+                greedy). Deltas begin after them; logprobs of theirs are not computed again. (The text that
+                aborting a request has flushed from a stop string or character begun comes again.)
 
         Returns:
             The request's id, drawn here unless given.
@@ -111,17 +112,22 @@ class Engine:
                 whole; nothing of it stays behind. (Where a plugin fails, the request ends with an error.)
         """
         self._check_open()
+        check_names(request_id, priority, salt)
         self._parts.inputs.process_params(params)
         processed = self._parts.inputs.process_prompt(prompt)
         if resumed is not None:
-            self._parts.inputs.check_resumed(len(processed.token_ids), params, resumed)
+            resumed = self._parts.inputs.process_resumed(len(processed.token_ids), params, resumed)
         name = request_id or self._free_id()
         if name in self._trackers:
             raise PromptError(f"request id {name!r} is in use: give each request its own")
         choice = self._parts.processors.choose(params)
         new = NewRequest(name, processed.token_ids, choice.params, priority, salt, choice.names, resumed)
         metadata = self.plugins.snapshot.metadata
-        tracker = RequestTracker(name, processed.text, self._maker.make(new), self._parts.tokenizer, metadata)
+        requests = self._maker.make(new)
+        for request in requests:
+            if request.request_id in self._owner:  # another request's, or a choice's of one
+                raise PromptError(f"request id {request.request_id!r} is in use: give each request its own")
+        tracker = RequestTracker(name, processed.text, requests, self._parts.tokenizer, metadata)
         self._add(tracker)
         self._num_requests += 1
         self._statistics.add_prompt(len(processed.token_ids))
@@ -170,6 +176,10 @@ class Engine:
     def take_delta(self, request_id: str) -> OutputDelta:
         """What the request has got since the last call; costs what is new, however long the output is."""
         return self._tracker(request_id).take()
+
+    def ended_requests(self) -> list[str]:
+        """Ids of the requests that have ended, and that nobody has popped or discarded."""
+        return list(self._finished)
 
     def is_finished(self, request_id: str) -> bool:
         """Whether all choices have ended."""
@@ -222,10 +232,10 @@ class Engine:
         """End all requests, tell plugins (with what ended the engine), free the model; idempotent."""
         if self._is_closed:
             return
-        for request_id in list(self._trackers):
-            self.discard(request_id)
         self._is_closed = True
         try:
+            for request_id in list(self._trackers):
+                self.discard(request_id)
             if self._parts.info is not None:
                 self._parts.host.engine_stopping(self._parts.info, error)
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -42,6 +42,7 @@ class EngineThread:
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._is_closed = False
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="quire-engine", daemon=True)
         self._thread.start()
 
@@ -50,7 +51,7 @@ class EngineThread:
         future: Future[T] = Future()
         with self._lock:
             if self._is_closed:
-                future.set_exception(EngineClosedError("the engine was closed: build a new one"))
+                future.set_exception(self._refusal())
             else:
                 self._tasks.put((function, future))
         return future
@@ -65,48 +66,68 @@ class EngineThread:
             self._thread.join()
 
     def _run(self) -> None:
-        error: BaseException | None = None
         try:
             while self._do_tasks():
                 if self._engine.has_unfinished:
-                    self._step()
-        except BaseException as caught:  # an engine recovers from exceptions: this one is broken
+                    self._hand_out(self._engine.step())
+        except BaseException as error:  # an engine recovers from exceptions: this one is broken
             logger.exception("the engine has ended")
-            error = caught
+            self._error = error
         try:
-            self._engine.close(error)
-        except Exception:
+            self._engine.close(self._error)
+        except BaseException:
             logger.exception("closing the engine failed")
         self._refuse_rest()
-        self._ended(error)
+        self._ended(self._error)
 
     def _do_tasks(self) -> bool:
         """Do what was called for; wait for something where there is no other work. False: close."""
-        is_idle = not self._engine.has_unfinished
         while True:
+            is_idle = not self._engine.has_unfinished
             try:
                 task = self._tasks.get(block=is_idle)
             except queue.Empty:
                 return True
             if task is None:
                 return False
-            function, future = task
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function(self._engine))
-                except Exception as error:
-                    future.set_exception(error)
-            is_idle = not self._engine.has_unfinished and self._tasks.empty()
+            self._do(*task)
+            del task  # it holds what the caller gave
+            self._hand_out(self._engine.ended_requests())  # a failure between steps may end any
 
-    def _step(self) -> None:
+    def _do(self, function: Callable[[Engine], Any], future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(function(self._engine))
+        except Exception as error:
+            future.set_exception(error)
+        except BaseException as error:
+            self._error = error
+            future.set_exception(self._refusal())
+            raise
+
+    def _hand_out(self, request_ids: Sequence[str]) -> None:
+        """Deliver what these requests got, and forget those that have ended."""
         engine = self._engine
         deltas = []
-        for request_id in engine.step():
-            deltas.append(engine.take_delta(request_id))
-            if deltas[-1].finished:
+        for request_id in request_ids:
+            try:
+                delta = engine.take_delta(request_id)
+            except Exception as error:  # its tokenizer or its logprobs: nobody else's business
+                logger.exception("request %s has no output", request_id)
+                delta = OutputDelta(request_id, [], finished=True, error=error)
+            if delta.finished:
                 engine.discard(request_id)
+            if delta.finished or delta.choices:
+                deltas.append(delta)
         if deltas:
             self._deliver(deltas)
+
+    def _refusal(self) -> EngineClosedError:
+        if self._error is None:
+            return EngineClosedError("the engine was closed: build a new one")
+        error = self._error
+        return EngineClosedError(f"the engine broke: {type(error).__name__}: {error}; build a new one")
 
     def _refuse_rest(self) -> None:
         with self._lock:
@@ -114,4 +135,4 @@ class EngineThread:
         while not self._tasks.empty():
             task = self._tasks.get()
             if task is not None and task[1].set_running_or_notify_cancel():
-                task[1].set_exception(EngineClosedError("the engine was closed: build a new one"))
+                task[1].set_exception(self._refusal())

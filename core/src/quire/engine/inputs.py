@@ -86,20 +86,25 @@ class InputProcessor:
                 "stop strings need a tokenizer: drop skip_tokenizer_init, or use stop_token_ids"
             )
 
-    def check_resumed(
+    def process_resumed(
         self, num_prompt_tokens: int, params: SamplingParams, resumed: Sequence[Sequence[int] | None]
-    ) -> None:
-        """Check what a request's choices have already got.
+    ) -> list[list[int] | None]:
+        """What a request's choices have already got, checked.
 
         Raises:
             PromptError: not one entry for each choice, none that goes on, an id outside the logits' width,
                 or no token left to generate.
             SamplingParamsError: sampled without a seed.
         """
-        running = [output for output in resumed if output is not None]
-        if len(resumed) != params.n or not running:
+        if isinstance(resumed, str | bytes) or not isinstance(resumed, Sequence):
             raise PromptError(
-                f"{len(resumed)} resumed outputs, {len(running)} of which go on, for n={params.n}: "
+                f"resumed is a list with an entry for each choice, got {type(resumed).__name__}"
+            )
+        outputs = [None if output is None else _token_ids(output) for output in resumed]
+        running = [output for output in outputs if output is not None]
+        if len(outputs) != params.n or not running:
+            raise PromptError(
+                f"{len(outputs)} resumed outputs, {len(running)} of which go on, for n={params.n}: "
                 "give one for each choice, None for those that ended"
             )
         if params.seed is None and params.temperature > 0.0:
@@ -114,6 +119,7 @@ class InputProcessor:
                 )
             if output and not 0 <= min(output) <= max(output) < self.vocab_size:
                 raise PromptError(f"a resumed output has ids outside 0 to {self.vocab_size - 1}")
+        return outputs
 
     def output_limit(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         """Most output tokens: `max_tokens`, cut to what the context leaves."""
@@ -149,6 +155,24 @@ class InputProcessor:
                 "a text prompt needs a tokenizer: give prompt_token_ids, or drop skip_tokenizer_init"
             )
         return self.tokenizer.encode(text)
+
+
+def check_names(request_id: str | None, priority: int, salt: str) -> None:
+    """Refuse values of the wrong type; raises PromptError."""
+    if not isinstance(request_id, str | None):
+        raise PromptError(f"request_id is a string, got {request_id!r}")
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise PromptError(f"priority is an integer, got {priority!r}")
+    if not isinstance(salt, str):
+        raise PromptError(f"salt is a string, got {salt!r}")
+
+
+def _token_ids(output: object) -> list[int]:
+    if hasattr(output, "tolist"):
+        output = output.tolist()
+    if isinstance(output, str | bytes) or not isinstance(output, Sequence):
+        raise PromptError(f"a resumed output is a list of token ids, got {type(output).__name__}")
+    return _integers(output)
 
 
 def _integers(token_ids: Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from quire.api.errors import PromptError
 from quire.api.outputs import (
     ChoiceDelta,
     CompletionOutput,
@@ -129,7 +130,7 @@ class ChoiceTracker:
         self.finish_reason: str | None = None
         self._stop_reason: int | str | None = None
         self._text = ChoiceText(request, tokenizer)
-        self._text.push(request.output_token_ids)  # of a request that is resumed
+        self._go_on()
         self._num_tokens = self._num_taken = len(request.output_token_ids)
         self._num_chars_taken = len(self._text.text())
         self._num_logprobs_taken = 0
@@ -186,6 +187,18 @@ class ChoiceTracker:
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
         )
+
+    def _go_on(self) -> None:
+        """Take in the tokens of a request that is resumed."""
+        request = self.request
+        tokens = request.output_token_ids
+        ends = (
+            bool(tokens) and tokens[-1] in request.stop_token_ids and len(tokens) > request.params.min_tokens
+        )
+        stop = self._text.push(tokens)
+        if ends or stop is not None:
+            found = f"token {tokens[-1]}" if stop is None else f"stop string {stop!r}"
+            raise PromptError(f"a resumed output ends with {found}: it had ended, give None")
 
     def take(self, pieces: PieceDecoder) -> ChoiceDelta | None:
         """What came since the last call; None where nothing did."""

@@ -133,4 +133,4 @@ class Admission:
     def _start_at(self, request: Request, num_tokens: int) -> None:
         request.num_computed_tokens = num_tokens
         if request.num_preemptions == 0:
-            request.num_cached_tokens = num_tokens
+            request.num_cached_tokens = min(num_tokens, request.num_prompt_tokens)
