@@ -13,15 +13,16 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import count, product
 from pathlib import Path
 
 from common import Bench, argument_parser
-from quire import LLM
+from quire import LLM, Tokenizer
 from quire.plugins import PluginHost
 from speculative_extras import agreement, compare_with_transformers, propose_cost
 from speculative_runs import PLAIN, Tally, interleaved, run_asks
-from speculative_workloads import MAX_MODEL_LEN, TINY, WORKLOADS, copying, one_layer_of, random_tokens
+from speculative_workloads import MAX_MODEL_LEN, TINY, WORKLOADS, Ask, copying, one_layer_of, random_tokens
 
 MODELS = ("tiny", "S")
 DRAFTERS = ("ngram", "suffix", "draft-model")
@@ -74,6 +75,12 @@ def _arguments() -> argparse.Namespace:
         "--tables", action="store_true", help="the tables too, where one of the others is asked for"
     )
     args = parser.parse_args()
+    if unknown := sorted(set(args.drafters) - set(known)):
+        parser.error(
+            f"--drafters: {', '.join(unknown)} is not registered; there are {', '.join(sorted(known))}"
+        )
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds}: give at least 1")
     args.tables = args.tables or not any(getattr(args, name) for name in EXTRAS)
     return args
 
@@ -97,7 +104,7 @@ def _measure(bench: Bench, model: str, scratch: Path) -> dict[str, object]:
             for workload, concurrency in cells:
                 interleaved(
                     engines,
-                    lambda: WORKLOADS[workload](tokenizer, vocab, max(6, 2 * concurrency), next(seeds)),  # noqa: B023  # called before they change
+                    partial(_asks, workload, tokenizer, vocab, max(6, 2 * concurrency), seeds),
                     concurrency,
                     args.seconds / args.rounds,
                     tallies[workload, concurrency],
@@ -111,6 +118,13 @@ def _measure(bench: Bench, model: str, scratch: Path) -> dict[str, object]:
             kind = "adaptive" if not variant.endswith("fixed") else "not adaptive"
             tables.setdefault(kind, {})[cell] = figures
     return dict(tables)
+
+
+def _asks(
+    workload: str, tokenizer: Tokenizer | None, vocab: int, num_asks: int, seeds: Iterator[int]
+) -> list[Ask]:
+    """Requests that nobody has seen before."""
+    return WORKLOADS[workload](tokenizer, vocab, num_asks, next(seeds))
 
 
 @contextmanager

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from quire import LLM, AsyncLLM, SamplingParams
-from quire.api.errors import EngineClosedError, PromptError, SamplingParamsError
-from quire.api.outputs import OutputDelta, RequestOutput
+from quire.api.errors import EngineClosedError, PluginError, PromptError, SamplingParamsError
+from quire.api.outputs import PositionLogprobs, RequestOutput
+from quire.api.step import TokenLogprobs
+from quire.engine.outputs import PieceDecoder
 from quire.testing.tiny_models import write_tiny_llama
 
 SETTINGS: dict[str, object] = {
@@ -130,7 +132,7 @@ def test_a_request_is_aborted_in_any_state(llm: AsyncLLM, how: str, num_read: in
 
     async def read(name: str, prompt: list[int]) -> str | None:
         reason = None
-        async with aclosing(llm.stream_deltas(prompt, params, name)) as deltas:  # type: ignore[type-var]  # a generator
+        async with aclosing(llm.stream_deltas(prompt, params, name)) as deltas:
             count = 0
             async for delta in deltas:
                 count += 1
@@ -168,10 +170,11 @@ def test_refusals_cost_nobody_else(llm: AsyncLLM) -> None:
             (PromptError, [], None, None),
             (PromptError, [10**9], None, None),
             (SamplingParamsError, [1], SamplingParams(logit_bias={10**6: 1.0}), None),
+            (SamplingParamsError, [1], "hot", None),
             (PromptError, [1], None, "one"),
         ):
             with pytest.raises(error):
-                await last(llm.generate(prompt, params, name))
+                await last(llm.generate(prompt, params, name))  # type: ignore[arg-type]  # to be refused
         await llm.abort("unknown")
         assert len((await going).outputs[0].token_ids) == 30
         await wait_until_idle(llm)
@@ -299,20 +302,81 @@ def test_ids_of_choices_are_nobody_elses(llm: AsyncLLM) -> None:
 
 
 def test_a_failing_decoder_costs_its_request_only(llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    take = llm._engine.take_delta
+    position = PieceDecoder.position
 
-    def failing(request_id: str) -> OutputDelta:
-        if request_id == "bad":
+    def failing(self: PieceDecoder, entry: TokenLogprobs) -> PositionLogprobs:
+        if len(entry.top_ids) == 2:
             raise ValueError("no such piece")
-        return take(request_id)
+        return position(self, entry)
 
     async def run() -> None:
-        monkeypatch.setattr(llm._engine, "take_delta", failing)
-        params = SamplingParams(max_tokens=20, ignore_eos=True)
-        good = asyncio.create_task(last(llm.generate([1], params)))
-        bad = await last(llm.generate([2], params, "bad"))
+        monkeypatch.setattr(PieceDecoder, "position", failing)
+        good = asyncio.create_task(
+            last(llm.generate([1], SamplingParams(max_tokens=20, ignore_eos=True, logprobs=1)))
+        )
+        bad = await last(llm.generate([2], SamplingParams(max_tokens=20, ignore_eos=True, logprobs=2, n=2)))
         assert "no such piece" in str(bad.error)
+        assert [choice.finish_reason for choice in bad.outputs] == ["error", "error"]
         assert len((await good).outputs[0].token_ids) == 20
         await wait_until_idle(llm)
 
     asyncio.run(run())
+
+
+def test_a_failing_close_is_told_to_all(llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    close = llm._engine.close
+
+    def leaving(error: BaseException | None = None) -> None:
+        close(error)
+        raise SystemExit("of a plugin")
+
+    async def run() -> None:
+        monkeypatch.setattr(llm._engine, "close", leaving)
+        task = asyncio.create_task(last(llm.generate([1], SamplingParams(max_tokens=60, ignore_eos=True))))
+        while not llm._streams:
+            await asyncio.sleep(0)
+        await asyncio.to_thread(llm.close)
+        with pytest.raises(EngineClosedError, match="did not end"):
+            await task
+
+    asyncio.run(run())
+
+
+def test_a_request_ends_with_its_event_loop(llm: AsyncLLM) -> None:
+    loop = asyncio.new_event_loop()
+    stream = llm.generate([1], SamplingParams(max_tokens=62, ignore_eos=True), "left")
+    loop.run_until_complete(anext(stream))
+    loop.close()
+    asyncio.run(wait_until_idle(llm))
+
+
+def test_plugins_are_switched_between_steps(folder: Path) -> None:
+    config = {"method": "ngram", "adaptive": False, "prompt_lookup_min": 1}
+    params = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, logit_bias={5: 90.0})
+
+    async def run() -> list[bool]:
+        found = []
+        async with AsyncLLM(folder, speculative_config=config, **SETTINGS) as llm:
+            for switch in (None, llm.disable_plugin, llm.enable_plugin):
+                if switch is not None:
+                    await switch("ngram")
+                output = await last(llm.generate([5, 5, 5], params))
+                assert output.metrics is not None
+                found.append(output.metrics.speculation is not None)
+            with pytest.raises(PluginError, match="nothing"):
+                await llm.disable_plugin("nothing")
+        return found
+
+    assert asyncio.run(run()) == [True, False, True]
+
+
+def test_salts_keep_prefixes_apart(llm: AsyncLLM) -> None:
+    async def cached(salt: str) -> int:
+        output = await last(llm.generate([9] * 20, SamplingParams(max_tokens=2), salt=salt))
+        return output.num_cached_tokens
+
+    async def run() -> list[int]:
+        return [await cached(salt) for salt in ("", "", "other")]
+
+    first, again, other = asyncio.run(run())
+    assert first == other == 0 < again

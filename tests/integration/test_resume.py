@@ -72,6 +72,8 @@ def run(
             delta = llm.engine.take_delta(name)
             collected.add(delta)
             assert delta.finished == llm.engine.is_finished(name) == (delta.metrics is not None)
+            cached = llm.engine.output(name).num_cached_tokens
+            assert cached <= len(llm.get_tokenizer().encode(PROMPT))
         assert not llm.engine.take_delta(name).choices
     finally:
         llm.engine.discard(name)

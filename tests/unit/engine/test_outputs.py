@@ -1,5 +1,8 @@
 """Outputs of requests: text, stops, logprobs, choices, and what a stream shows."""
 
+import statistics
+import time
+
 import pytest
 
 from quire.api.errors import NumericalError
@@ -263,3 +266,20 @@ def test_spaces_between_special_tokens_uses_the_tokenizers_added_tokens():
         )
         driver.give(ids=[5, 6, 97], reason=FinishReason.LENGTH)
         assert driver.choice().text == text
+
+
+@pytest.mark.parametrize("stop", [None, ["zzzz"]])
+def test_a_delta_costs_what_is_new(stop):
+    driver = Driver(stop=stop)
+
+    def cost(num_tokens):
+        taken = []
+        for _ in range(num_tokens):
+            begin = time.perf_counter()
+            driver.give("a" * 9)
+            driver.tracker.take()
+            taken.append(time.perf_counter() - begin)
+        return statistics.median(taken[-500:])
+
+    early = cost(1000)
+    assert cost(60_000) < 4 * early

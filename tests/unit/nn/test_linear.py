@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quire.api.errors import CheckpointError, ShapeError
 from quire.nn.linear import Linear, LinearShape, LMHead
@@ -129,11 +130,34 @@ def test_few_numbers_of_rows_are_compiled_for() -> None:
     assert found[:16] == list(range(1, 17))
 
 
+class Products(TorchDispatchMode):
+    """Sees what packed products are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.mkldnn._linear_pointwise.default:
+            self.inputs.append(args[0].clone())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not is_prepacked(torch.bfloat16, CPU), reason="no packed products on this CPU")
+def test_products_are_padded_with_zeros() -> None:
+    product = make_product(torch.randn(40, 33, dtype=torch.bfloat16), None)
+    for rows in (1, 16, 17, 24, 65):
+        with Products() as seen:
+            product(torch.ones(rows, 33, dtype=torch.bfloat16))
+        [given] = seen.inputs
+        assert given.shape == (padded_rows(rows), 33)
+        assert given[:rows].eq(1).all() and given[rows:].eq(0).all()
+
+
 @pytest.mark.parametrize("rows", [1, 16, 17, 24, 65, 129, 300])
 def test_a_product_has_the_rows_that_it_is_given(rows: int) -> None:
     weight = torch.randn(40, 33, dtype=torch.bfloat16)
     x = torch.randn(rows, 33, dtype=torch.bfloat16)
-    torch.empty(512, 33, dtype=torch.bfloat16).fill_(torch.nan)  # what padding may come to lie on
     result = make_product(weight.clone(), None)(x)
     assert result.shape == (rows, 40) and result.is_contiguous()
     torch.testing.assert_close(result.double(), x.double() @ weight.double().t(), atol=0.1, rtol=0.02)

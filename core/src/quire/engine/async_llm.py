@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -61,7 +61,7 @@ class AsyncLLM:
         *,
         priority: int = 0,
         salt: str = "",
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """Complete a prompt and yield its cumulative output as it grows; a slow reader skips states.
 
         Args:
@@ -95,7 +95,7 @@ class AsyncLLM:
         *,
         priority: int = 0,
         salt: str = "",
-    ) -> AsyncIterator[OutputDelta]:
+    ) -> AsyncGenerator[OutputDelta, None]:
         """As `generate`, but what is new each time, so that the cost does not grow with the output."""
         stream = self._new_stream(request_id)
         try:
@@ -210,17 +210,10 @@ class AsyncLLM:
                     self._streams.pop(stream.request_id, None)
                     self._engine.discard(stream.request_id)
 
-    def _end(self, error: BaseException | None) -> None:
+    def _end(self, reason: EngineClosedError) -> None:
         """In the engine's thread: nothing follows."""
-        text = (
-            "the engine was closed" if error is None else f"the engine broke: {type(error).__name__}: {error}"
-        )
-        for stream in self._streams.values():
-            _post(
-                stream.loop,
-                stream.fail,
-                EngineClosedError(f"{text}; request {stream.request_id!r} did not end"),
-            )
+        for name, stream in self._streams.items():
+            _post(stream.loop, stream.fail, EngineClosedError(f"request {name!r} did not end: {reason}"))
         self._streams.clear()
 
 

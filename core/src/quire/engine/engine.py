@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from quire.api.errors import EngineClosedError, PromptError, QuireError, StepError, TokenizerError
@@ -14,12 +14,12 @@ from quire.api.outputs import Metric, OutputDelta, RequestOutput
 from quire.api.request import FinishReason, Request, SamplingParams
 from quire.api.step import StepPlan
 from quire.engine.extensions import LoadedPolicy
-from quire.engine.inputs import Prompt, check_names
+from quire.engine.inputs import Prompt
 from quire.engine.observers import view_of_choices
 from quire.engine.outputs import RequestTracker
 from quire.engine.parts import EngineParts
 from quire.engine.plugin_switch import PluginSwitch, SwitchedParts
-from quire.engine.request_maker import NewRequest, RequestMaker
+from quire.engine.request_maker import NewRequest, Outputs, RequestMaker
 from quire.engine.statistics import EngineStatistics
 from quire.loading.tokenizer import Tokenizer
 from quire.scheduling.plan import RequestUpdate
@@ -45,9 +45,7 @@ class Engine:
         self._executor = parts.executor
         self._observers = parts.observers
         self._failures = parts.failures
-        self._maker = RequestMaker(
-            parts.config.model.seed, parts.inputs, parts.eos_token_ids, parts.rope_switch_len
-        )
+        self._maker = RequestMaker(parts)
         self._trackers: dict[str, RequestTracker] = {}
         self._owner: dict[str, RequestTracker] = {}  # by the scheduler's request id
         self._finished: set[str] = set()
@@ -89,7 +87,7 @@ class Engine:
         request_id: str | None = None,
         priority: int = 0,
         salt: str = "",
-        resumed: Sequence[Sequence[int] | None] | None = None,
+        resumed: Outputs | None = None,
     ) -> str:
         """Queue a prompt; its `n` choices become requests that share the prompt's blocks.
 
@@ -112,27 +110,18 @@ class Engine:
                 whole; nothing of it stays behind. (Where a plugin fails, the request ends with an error.)
         """
         self._check_open()
-        check_names(request_id, priority, salt)
-        self._parts.inputs.process_params(params)
-        processed = self._parts.inputs.process_prompt(prompt)
-        if resumed is not None:
-            resumed = self._parts.inputs.process_resumed(len(processed.token_ids), params, resumed)
         name = request_id or self._free_id()
-        if name in self._trackers:
-            raise PromptError(f"request id {name!r} is in use: give each request its own")
-        choice = self._parts.processors.choose(params)
-        new = NewRequest(name, processed.token_ids, choice.params, priority, salt, choice.names, resumed)
         metadata = self.plugins.snapshot.metadata
-        requests = self._maker.make(new)
-        for request in requests:
-            if request.request_id in self._owner:  # another request's, or a choice's of one
-                raise PromptError(f"request id {request.request_id!r} is in use: give each request its own")
-        tracker = RequestTracker(name, processed.text, requests, self._parts.tokenizer, metadata)
+        made = self._maker.make(NewRequest(name, prompt, params, priority, salt, resumed, metadata))
+        tracker = made.tracker
+        for child_id in (name, *(child.request_id for child in tracker.requests)):
+            if child_id in self._trackers or child_id in self._owner:  # another's, or a choice's of another
+                raise PromptError(f"request id {child_id!r} is in use: give each request its own")
         self._add(tracker)
         self._num_requests += 1
-        self._statistics.add_prompt(len(processed.token_ids))
-        if choice.error is not None:
-            self._failures.update((child.request_id, choice.error) for child in tracker.requests)
+        self._statistics.add_prompt(made.num_prompt_tokens)
+        if made.error is not None:
+            self._failures.update((child.request_id, made.error) for child in tracker.requests)
         if self._observers.sees_requests:
             self._tell_added(tracker)
         return name
@@ -174,8 +163,16 @@ class Engine:
         return output
 
     def take_delta(self, request_id: str) -> OutputDelta:
-        """What the request has got since the last call; costs what is new, however long the output is."""
-        return self._tracker(request_id).take()
+        """What the request has got since the last call; costs what is new, however long the output is.
+
+        Where its tokenizer fails, the request ends with the error.
+        """
+        tracker = self._tracker(request_id)
+        try:
+            return tracker.take()
+        except Exception as error:
+            logger.exception("request %s has no output", request_id)
+            return self._end_broken(tracker, error)
 
     def ended_requests(self) -> list[str]:
         """Ids of the requests that have ended, and that nobody has popped or discarded."""
@@ -195,7 +192,7 @@ class Engine:
                 self._failures.pop(child.request_id, None)
                 self._scheduler.finish(child.request_id, FinishReason.ABORT)
                 tracker.end(child)
-            self._note_finished(tracker, FinishReason.ABORT.value)
+            self._note_if_finished(tracker, FinishReason.ABORT.value)
         self._tell_finished()
 
     def discard(self, request_id: str) -> None:
@@ -342,7 +339,7 @@ class Engine:
         for request_id, tracker in self._trackers.items():
             if request_id not in self._finished:
                 tracker.cut(reason, failure)
-                self._note_finished(tracker, tracker.finish_reason)
+                self._note_if_finished(tracker)
         return list(self._trackers)
 
     def _emit(self, updates: list[RequestUpdate]) -> list[str]:
@@ -359,8 +356,7 @@ class Engine:
             if len(update.new_token_ids) > 1:
                 self._scheduler.note_steps_saved(update.request, len(update.new_token_ids) - 1)
             changed[tracker.request_id] = None
-            if tracker.is_finished and tracker.request_id not in self._finished:
-                self._note_finished(tracker, tracker.finish_reason)
+            self._note_if_finished(tracker)
         return list(changed)
 
     def _end_failed(self) -> list[str]:
@@ -371,14 +367,26 @@ class Engine:
             if tracker is not None and self._scheduler.finish(request_id, FinishReason.ERROR, None, error):
                 tracker.end(tracker.request(request_id))
                 changed.append(tracker.request_id)
-                if tracker.is_finished and tracker.request_id not in self._finished:
-                    self._note_finished(tracker, tracker.finish_reason)
+                self._note_if_finished(tracker)
             self._failures.pop(request_id, None)
         return changed
 
-    def _note_finished(self, tracker: RequestTracker, reason: str) -> None:
+    def _end_broken(self, tracker: RequestTracker, error: Exception) -> OutputDelta:
+        """End a request of which no output can be made; its last delta."""
+        with self._resetting():
+            for child in tracker.requests:
+                self._scheduler.finish(child.request_id, FinishReason.ERROR, None, error)
+            tracker.cut(FinishReason.ERROR, error)
+            self._note_if_finished(tracker)
+        self._tell_finished()
+        return tracker.end_without_output(error)
+
+    def _note_if_finished(self, tracker: RequestTracker, reason: str | None = None) -> None:
+        """Once all choices have ended: the request is finished, by default for the first one's reason."""
+        if not tracker.is_finished or tracker.request_id in self._finished:
+            return
         self._finished.add(tracker.request_id)
-        self._statistics.add_finished(reason)
+        self._statistics.add_finished(reason or tracker.finish_reason)
         if self._observers.sees_requests:
             self._untold.append(tracker)
 

@@ -26,15 +26,14 @@ class EngineThread:
         engine: goes over to the thread; closed when the thread ends.
         deliver: takes what requests got in a step, in the engine's thread. Requests that have ended are
             forgotten before.
-        ended: told, in the engine's thread, that no delta will follow: after `close`, or with what broke
-            the engine.
+        ended: told, in the engine's thread, that no delta will follow, and why: it was closed, or what broke it.
     """
 
     def __init__(
         self,
         engine: Engine,
         deliver: Callable[[list[OutputDelta]], None],
-        ended: Callable[[BaseException | None], None],
+        ended: Callable[[EngineClosedError], None],
     ) -> None:
         self._engine = engine
         self._deliver = deliver
@@ -78,7 +77,7 @@ class EngineThread:
         except BaseException:
             logger.exception("closing the engine failed")
         self._refuse_rest()
-        self._ended(self._error)
+        self._ended(self._refusal())
 
     def _do_tasks(self) -> bool:
         """Do what was called for; wait for something where there is no other work. False: close."""
@@ -111,11 +110,7 @@ class EngineThread:
         engine = self._engine
         deltas = []
         for request_id in request_ids:
-            try:
-                delta = engine.take_delta(request_id)
-            except Exception as error:  # its tokenizer or its logprobs: nobody else's business
-                logger.exception("request %s has no output", request_id)
-                delta = OutputDelta(request_id, [], finished=True, error=error)
+            delta = engine.take_delta(request_id)
             if delta.finished:
                 engine.discard(request_id)
             if delta.finished or delta.choices:

@@ -66,8 +66,10 @@ class InputProcessor:
         """Check sampling parameters against the model.
 
         Raises:
-            SamplingParamsError: out of bounds, or a token id outside the logits' width.
+            SamplingParamsError: another type, out of bounds, or a token id outside the logits' width.
         """
+        if not isinstance(params, SamplingParams):
+            raise SamplingParamsError(f"sampling parameters are SamplingParams, got {params!r}")
         params.validate()
         for name in ("logprobs", "prompt_logprobs"):
             count = getattr(params, name)
@@ -157,9 +159,9 @@ class InputProcessor:
         return self.tokenizer.encode(text)
 
 
-def check_names(request_id: str | None, priority: int, salt: str) -> None:
+def check_names(request_id: str, priority: int, salt: str) -> None:
     """Refuse values of the wrong type; raises PromptError."""
-    if not isinstance(request_id, str | None):
+    if not isinstance(request_id, str):
         raise PromptError(f"request_id is a string, got {request_id!r}")
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise PromptError(f"priority is an integer, got {priority!r}")

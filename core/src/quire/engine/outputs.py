@@ -63,7 +63,10 @@ class ChoiceText:
         params = request.params
         self._min_tokens = params.min_tokens
         self.num_tokens = 0
-        self._text = ""
+        self._pieces: list[str] = []
+        self._num_pieces_taken = 0
+        self._untaken = ""  # of pieces that were looked at: what a stop string may yet cut
+        self._num_chars_taken = 0
         self._is_flushed = False
         self._matcher: StopStringMatcher | None = None
         if params.stop_strings:
@@ -101,14 +104,26 @@ class ChoiceText:
 
     def text(self) -> str:
         """All text once flushed or stopped; before, without what a stop string may yet cut."""
-        if self._is_flushed or self._matcher is None:
-            return self._text
-        return self._text[: max(0, len(self._text) - self._matcher.num_held_back)]
+        text = "".join(self._pieces)
+        return text[: max(0, len(text) - self._num_held_back)]
+
+    def take(self) -> str:
+        """What came to `text` since the last call; costs what is new."""
+        text = self._untaken + "".join(self._pieces[self._num_pieces_taken :])
+        self._num_pieces_taken = len(self._pieces)
+        end = max(0, len(text) - self._num_held_back)
+        self._untaken = text[end:]
+        self._num_chars_taken += end
+        return text[:end]
+
+    @property
+    def _num_held_back(self) -> int:
+        return 0 if self._is_flushed or self._matcher is None else self._matcher.num_held_back
 
     def _add(self, piece: str) -> str | None:
         if not piece:
             return None
-        self._text += piece
+        self._pieces.append(piece)
         if self._matcher is None:
             return None
         if self._min_tokens and self.num_tokens <= self._min_tokens:
@@ -117,7 +132,9 @@ class ChoiceText:
         match = self._matcher.push(piece)
         if match is None:
             return None
-        self._text = self._text[: match.text_length]
+        text = "".join(self._pieces)[: match.text_length]
+        self._pieces, self._num_pieces_taken = [text], 1
+        self._untaken = text[self._num_chars_taken :]
         self._is_flushed = True
         return match.stop
 
@@ -132,7 +149,7 @@ class ChoiceTracker:
         self._text = ChoiceText(request, tokenizer)
         self._go_on()
         self._num_tokens = self._num_taken = len(request.output_token_ids)
-        self._num_chars_taken = len(self._text.text())
+        self._text.take()
         self._num_logprobs_taken = 0
         self._is_end_taken = False
         self._cumulative_logprob = 0.0
@@ -203,21 +220,21 @@ class ChoiceTracker:
     def take(self, pieces: PieceDecoder) -> ChoiceDelta | None:
         """What came since the last call; None where nothing did."""
         is_end = self.finish_reason is not None and not self._is_end_taken
-        text = self._text.text()
-        if not is_end and self._num_tokens == self._num_taken and len(text) == self._num_chars_taken:
+        text = self._text.take()
+        if not is_end and self._num_tokens == self._num_taken and not text:
             return None
         new_logprobs = self._raw_logprobs[self._num_logprobs_taken :]
         wants_logprobs = self.request.params.logprobs is not None
         delta = ChoiceDelta(
             index=self.request.choice_index,
-            text=text[self._num_chars_taken :],
+            text=text,
             token_ids=self.request.output_token_ids[self._num_taken : self._num_tokens],
             logprobs=[pieces.position(entry) for entry in new_logprobs] if wants_logprobs else None,
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
         )
-        self._num_taken, self._num_chars_taken = self._num_tokens, len(text)
-        self._num_logprobs_taken, self._is_end_taken = len(self._raw_logprobs), is_end
+        self._num_taken, self._num_logprobs_taken = self._num_tokens, len(self._raw_logprobs)
+        self._is_end_taken = self._is_end_taken or is_end
         return delta
 
     def _drop_after_stop(self, update: RequestUpdate, num_kept: int) -> None:
@@ -354,6 +371,14 @@ class RequestTracker:
             metrics=self._metrics_of_now() if self.is_finished else None,
             error=self._first_error(),
         )
+
+    def end_without_output(self, error: Exception) -> OutputDelta:
+        """The last delta of a request whose output cannot be made: all choices end with the error."""
+        ends = [
+            ChoiceDelta(request.choice_index, "", [], None, FinishReason.ERROR.value)
+            for request in self.requests
+        ]
+        return OutputDelta(self.request_id, ends, True, None, self._metrics_of_now(), error)
 
     def _metrics_of_now(self) -> RequestMetrics:
         """Times and counts, which nothing changes later."""

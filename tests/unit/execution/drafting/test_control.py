@@ -200,3 +200,13 @@ def test_shadow_drafts_are_compared_until_one_differs(steps, outcome):
     assert (1 in shadows) == (outcome is None)
     shadows.drop(1)
     assert 1 not in shadows
+
+
+def test_a_shadow_round_that_took_long_is_paid_for():
+    quick, slow = adaptive(2, gentle), adaptive(2, gentle)
+    for control, steps in ((quick, 0.0), (slow, 5.0)):
+        run_until_shadow(control, [0, 1], gentle)
+        control.note_propose(2, steps * gentle(2))
+    run_until_shadow(quick, [0, 1], gentle, num_steps=300)
+    with pytest.raises(AssertionError, match="no shadow round"):
+        run_until_shadow(slow, [0, 1], gentle, num_steps=300)
