@@ -14,12 +14,12 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements-run.txt)
 PROJECTS := pyproject.toml core/pyproject.toml kernels/pyproject.toml plugins/models/pyproject.toml \
-            plugins/quantization/pyproject.toml plugins/speculative/pyproject.toml
+            plugins/quantization/pyproject.toml plugins/speculative/pyproject.toml plugins/serving/pyproject.toml
 NIGHTLY := benchmarks/results/nightly.txt
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test nightly lint format types docs bench eval-tiny wheels clean
+.PHONY: help install demo test test-web nightly lint format types docs bench eval-tiny wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -48,8 +48,11 @@ install: $(STAMPS)/dev ## create .venv with everything that tests and tools need
 demo: $(STAMPS)/run ## install what running needs, and let the embedded model answer
 	$(BIN)/python examples/demo.py
 
-test: $(STAMPS)/dev ## the default tests (not slow, nightly or gpu)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not nightly and not gpu" -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+test: $(STAMPS)/dev ## the default tests (not slow, nightly, gpu or web)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not nightly and not gpu and not web" -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+test-web: $(STAMPS)/dev ## tests that need a browser, npm or litellm; lists what was skipped, and why
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m web -rs $(PYTEST_ARGS)
 
 nightly: $(STAMPS)/dev ## the full sets; the summary goes to benchmarks/results/nightly.txt
 	@mkdir -p $(dir $(NIGHTLY))
@@ -85,7 +88,7 @@ eval-tiny: $(STAMPS)/run ## accuracy of the embedded model per skill, on held-ou
 	$(BIN)/python examples/train_tiny/evaluate.py
 
 wheels: $(STAMPS)/dev ## build the wheels of all distributions into dist/
-	for project in core kernels plugins/models plugins/quantization plugins/speculative .; do $(BIN)/python -m build --no-isolation --wheel --outdir dist $$project || exit 1; done
+	for project in core kernels plugins/models plugins/quantization plugins/speculative plugins/serving .; do $(BIN)/python -m build --no-isolation --wheel --outdir dist $$project || exit 1; done
 
 clean: ## remove what was built, and .venv
 	rm -rf $(VENV) dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

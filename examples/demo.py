@@ -32,7 +32,7 @@ def main() -> None:
         _converse(llm, params)
     num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     print(f"\n{len(QUESTIONS)} questions in one batch: {num_tokens} tokens in {wall_s:.2f} s")
-    print("now try: .venv/bin/quire chat")
+    print("now try: .venv/bin/quire chat --model tiny")
 
 
 def _converse(llm: LLM, params: SamplingParams) -> None:

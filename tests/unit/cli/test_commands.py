@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +14,7 @@ import pytest
 from quire.api.errors import PromptError
 from quire.api.outputs import CompletionOutput, RequestOutput
 from quire.api.request import SamplingParams
-from quire.cli import chat, generate
-from quire.cli.chat import Conversation
+from quire.cli import generate
 from quire.cli.generate import GenerateCommand, parse_token_ids, read_prompts
 from quire.testing.tiny_models import write_tiny_llama
 
@@ -25,13 +24,11 @@ def output(text: str, *, finished: bool = True, error: Exception | None = None) 
 
 
 class FakeLLM:
-    """Echoes; `stream` yields the text in steps."""
+    """Echoes."""
 
     def __init__(self, chat_template: str | None = "template") -> None:
         self.engine = SimpleNamespace(chat_template=chat_template)
         self.config = SimpleNamespace(model=SimpleNamespace(model="fake", skip_tokenizer_init=False))
-        self.steps: list[str] = ["Hi", "Hi \ufffd", "Hi é."]
-        self.interrupt_at: int | None = None
         self.error: Exception | None = None
 
     def __enter__(self) -> FakeLLM:
@@ -54,18 +51,11 @@ class FakeLLM:
             for prompt in prompts
         ]
 
-    def stream(self, prompt: object, params: SamplingParams) -> Iterator[RequestOutput]:
-        for index, text in enumerate(self.steps):
-            if index == self.interrupt_at:
-                raise KeyboardInterrupt
-            yield output(text, finished=index == len(self.steps) - 1)
-
 
 @pytest.fixture
 def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
     fake = FakeLLM()
     monkeypatch.setattr(generate, "open_llm", lambda args: fake)
-    monkeypatch.setattr(chat, "open_llm", lambda args: fake)
     return fake
 
 
@@ -148,49 +138,3 @@ def test_no_prompt_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", terminal)
     with pytest.raises(PromptError, match="--prompt TEXT"):
         read_prompts(argparse.Namespace(prompt=None, prompt_file=None))
-
-
-def talk(llm: FakeLLM, text: str, monkeypatch: pytest.MonkeyPatch, system: str | None = None) -> Conversation:
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
-    conversation = Conversation(llm, SamplingParams(), system)  # type: ignore[arg-type]
-    conversation.run()
-    return conversation
-
-
-def test_chat_streams_and_remembers(
-    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    conversation = talk(llm, "one\n\ntwo\n", monkeypatch)
-    assert [entry["content"] for entry in conversation.history] == ["one", "Hi é.", "two", "Hi é."]
-    assert capsys.readouterr().out == "Hi é.\nHi é.\n"
-
-
-def test_chat_commands(
-    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    conversation = talk(llm, "one\n/reset\n/what\n/help\n/system be brief\n/exit\nunseen\n", monkeypatch)
-    assert conversation.history == []
-    assert conversation.system == "be brief"
-    error = capsys.readouterr().err
-    assert "there is no /what" in error
-    assert "/reset" in error
-
-
-def test_ctrl_c_stops_the_answer_and_not_the_program(
-    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    llm.interrupt_at = 1
-    conversation = talk(llm, "one\ntwo\n", monkeypatch)
-    assert [entry["content"] for entry in conversation.history] == ["one", "Hi", "two", "Hi"]
-    assert "(stopped)" in capsys.readouterr().err
-
-
-def test_an_error_drops_the_message(
-    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(messages: object) -> dict[str, str]:
-        raise PromptError("too long")
-
-    monkeypatch.setattr(llm, "chat_prompt", refuse)
-    assert talk(llm, "one\n", monkeypatch).history == []
-    assert "too long" in capsys.readouterr().err

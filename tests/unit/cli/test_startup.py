@@ -12,12 +12,13 @@ import pytest
 
 CHECK = """
 import sys
+HEAVY = ("torch", "transformers", "numpy", "tokenizers", "httpx", "rich", "fastapi", "uvicorn", "orjson")
 from quire.cli.main import main
 try:
     status = main({arguments!r})
 except SystemExit as error:
     status = error.code
-heavy = [name for name in ("torch", "transformers", "numpy", "tokenizers") if name in sys.modules]
+heavy = [name for name in HEAVY if name in sys.modules]
 sys.exit(f"imported {{heavy}}" if heavy else status)
 """
 
@@ -34,6 +35,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["--version"],
         ["generate", "--help"],
         ["chat", "--help"],
+        ["complete", "--help"],
+        ["run-batch", "--help"],
+        ["bench", "--help"],
+        *(["bench", kind, "--help"] for kind in ("latency", "throughput", "serve")),
+        ["chat", "--help=sampling"],
         ["collect-env", "--help"],
         ["plugins", "list", "--help"],
         ["plugins", "list"],

@@ -243,12 +243,13 @@ def test_abort_ends_a_choice_with_the_text_so_far():
 def test_metrics_and_cached_tokens():
     driver = Driver()
     driver.requests[0].num_cached_tokens, driver.requests[0].num_preemptions = 1, 2
+    driver.requests[0].first_scheduled_s = 1.5
     driver.give()
     waiting = driver.tracker.output()
     driver.give("a")
     driver.give("b", reason=FinishReason.LENGTH)
     output = driver.tracker.output()
-    assert waiting.metrics.first_token_s is None and waiting.metrics.first_scheduled_s is not None
+    assert waiting.metrics.first_token_s is None and waiting.metrics.first_scheduled_s == 1.5
     metrics = output.metrics
     assert (output.num_cached_tokens, metrics.num_cached_tokens, metrics.num_preemptions) == (1, 1, 2)
     assert metrics.arrival_s == 1.0

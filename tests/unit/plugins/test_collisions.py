@@ -99,12 +99,12 @@ def test_prefer_settles_it_and_the_loser_is_recorded(
 
 def test_a_plugin_can_be_preferred_to_core(make_plugin: MakePlugin, found: Found) -> None:
     make_plugin(
-        "mine", "@hookimpl\ndef quire_register_commands():\n    return [CommandSpec('chat', 'x', 'a:b')]"
+        "mine", "@hookimpl\ndef quire_register_commands():\n    return [CommandSpec('generate', 'x', 'a:b')]"
     )
-    host = load(found, prefer={"command:chat": "mine"})
-    assert host.commands.registration("chat").plugin == "mine"
-    assert [entry.entry.name for entry in host.record("core").unused] == ["chat"]
-    assert "generate" in host.commands
+    host = load(found, prefer={"command:generate": "mine"})
+    assert host.commands.registration("generate").plugin == "mine"
+    assert [entry.entry.name for entry in host.record("core").unused] == ["generate"]
+    assert "plugins" in host.commands
 
 
 def test_the_rest_of_the_loser_serves(make_plugin: MakePlugin, found: Found) -> None:

@@ -45,8 +45,8 @@ def test_an_installed_plugin_is_found_loaded_and_named(make_plugin: MakePlugin, 
 
 def test_core_registers_its_commands_through_the_same_hook(found: Found) -> None:
     host = load(found)
-    assert {"generate", "chat", "plugins", "collect-env"} <= set(host.commands)
-    assert host.commands.registration("chat").plugin == "core"
+    assert {"generate", "plugins", "collect-env", "completion"} <= set(host.commands)
+    assert host.commands.registration("generate").plugin == "core"
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_a_collision_names_both_and_the_remedy(
 
 def test_a_plugin_may_not_take_a_core_command(make_plugin: MakePlugin, found: Found) -> None:
     make_plugin(
-        "foo", "@hookimpl\ndef quire_register_commands():\n    return [CommandSpec('chat', 'x', 'a:b')]"
+        "foo", "@hookimpl\ndef quire_register_commands():\n    return [CommandSpec('generate', 'x', 'a:b')]"
     )
-    with pytest.raises(PluginError, match=r"'chat' is registered by plugin 'core'"):
+    with pytest.raises(PluginError, match=r"'generate' is registered by plugin 'core'"):
         load(found)
 
 
@@ -182,7 +182,10 @@ def test_a_failure_names_plugin_distribution_version_and_cause(
 
 
 def test_a_failed_registration_is_rolled_back_whole(make_plugin: MakePlugin, found: Found) -> None:
-    body = MODEL + "\n@hookimpl\ndef quire_register_commands():\n    return [CommandSpec('chat', 'x', 'a:b')]"
+    body = (
+        MODEL
+        + "\n@hookimpl\ndef quire_register_commands():\n    return [CommandSpec('generate', 'x', 'a:b')]"
+    )
     make_plugin("bad", body)
     make_plugin("good", MODEL)
     host = load(found, strict=False)
@@ -192,7 +195,7 @@ def test_a_failed_registration_is_rolled_back_whole(make_plugin: MakePlugin, fou
 
 
 @pytest.mark.parametrize(
-    ("api", "cause"), [(">=2", "hook API >=2, this Quire has 1.2"), ("1", "not a version range")]
+    ("api", "cause"), [(">=2", "hook API >=2, this Quire has 1.3"), ("1", "not a version range")]
 )
 def test_the_hook_api_must_fit(make_plugin: MakePlugin, found: Found, api: str, cause: str) -> None:
     info = f"""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from quire.api.batch import DeviceInfo
 from quire.api.config import EngineConfig
+from quire.api.outputs import RequestMetrics
 from quire.api.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class EngineInfo:
     Attributes:
         fingerprint: of the plugins that can change outputs; see `quire plugins doctor`.
         plugins: names of the enabled plugins, in load order.
+        dtype: of weights and activations.
     """
 
     config: EngineConfig
@@ -59,6 +61,7 @@ class EngineInfo:
     num_kv_blocks: int
     fingerprint: str
     plugins: tuple[str, ...] = ()
+    dtype: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -67,6 +70,7 @@ class RequestView:
 
     Attributes:
         num_tokens: prompt and output so far. is_preempted: it ran before and lost its blocks.
+        metrics: times and counts of a request that has ended, for observers; else None.
     """
 
     request_id: str
@@ -78,6 +82,7 @@ class RequestView:
     num_preemptions: int = 0
     is_preempted: bool = False
     params: SamplingParams = field(default_factory=SamplingParams)
+    metrics: RequestMetrics | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from quire.api.batch import DeviceInfo, DTypeName, ForwardBatch
-from quire.api.outputs import Metric, RequestOutput
-from quire.api.request import SamplingParams
 from quire.api.step import StepPlan, StepResult
 
 if TYPE_CHECKING:
@@ -234,22 +232,6 @@ class TokenizerLike(Protocol):
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
-        ...
-
-
-class EngineClient(Protocol):
-    """What a server needs of an engine, in this process or another."""
-
-    def stream(self, prompt: object, params: SamplingParams) -> Iterator[RequestOutput]:
-        """Submit a prompt and yield its cumulative outputs."""
-        ...
-
-    def abort(self, request_id: str) -> None:
-        """End a request now; unknown ids are ignored."""
-        ...
-
-    def get_metrics(self) -> list[Metric]:
-        """The engine's figures."""
         ...
 
 

@@ -238,6 +238,7 @@ class Request:
             already planned have run.
         num_cached_tokens: of the prompt, taken from the prefix cache at first admission.
         num_in_flight: output tokens planned (sampled in a step not yet updated); 0 between steps.
+        first_scheduled_s: when it first got a slot, `time.monotonic` seconds like `arrival_s`.
         slot: index of this request's row state in the runner while it runs, else None.
         choice_index: which of its prompt's choices it is.
         fork_of: the request whose prompt blocks this one shares (choices 1 to n-1), else None.
@@ -264,6 +265,7 @@ class Request:
     num_cached_tokens: int = 0
     num_in_flight: int = 0
     num_preemptions: int = 0
+    first_scheduled_s: float | None = None
     slot: int | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None

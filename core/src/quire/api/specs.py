@@ -162,10 +162,11 @@ class ExecutorSpec:
 
 @dataclass(slots=True, frozen=True)
 class RouteSpec:
-    """An HTTP route of the server; the factory gives an ASGI endpoint.
+    """An HTTP route of the server, under `/plugins/PLUGIN`, behind the server's authentication.
 
     Attributes:
-        path: "/v1/...". methods: HTTP methods.
+        path: "/...", after the plugin's name. methods: HTTP methods.
+        factory: called with a RouteContext when the server starts, gives an ASGI application.
     """
 
     path: str
@@ -175,7 +176,11 @@ class RouteSpec:
 
 @dataclass(slots=True, frozen=True)
 class ToolParserSpec:
-    """A parser of tool calls in generated text, chosen by name."""
+    """A parser of tool calls in generated text, chosen by name.
+
+    Attributes:
+        factory: called with a ParserContext for each choice, gives a TextParser.
+    """
 
     name: str
     factory: FactoryRef
@@ -183,7 +188,11 @@ class ToolParserSpec:
 
 @dataclass(slots=True, frozen=True)
 class ReasoningParserSpec:
-    """A parser that splits reasoning from the answer, chosen by name."""
+    """A parser that splits reasoning from the answer, chosen by name.
+
+    Attributes:
+        factory: called with a ParserContext for each choice, gives a TextParser.
+    """
 
     name: str
     factory: FactoryRef
@@ -236,11 +245,17 @@ class AttentionBackendSpec:
 
 @dataclass(slots=True, frozen=True)
 class CommandSpec:
-    """A CLI command `quire NAME`; the factory, called without arguments, gives a Command."""
+    """A CLI command `quire NAME`.
+
+    Attributes:
+        factory: called without arguments, gives a Command.
+        takes_tools: the factory is called with CommandTools instead.
+    """
 
     name: str
     help: str
     factory: FactoryRef
+    takes_tools: bool = False
 
 
 @dataclass(slots=True, frozen=True)

@@ -64,6 +64,14 @@ def engine_settings() -> dict[str, list[Setting]]:
     return sections
 
 
+def model_settings(model: type[Section]) -> list[Setting]:
+    """The fields of a model of settings."""
+    return [
+        Setting(name, name.replace("_", "-"), entry.annotation, entry.default, entry.description or "")
+        for name, entry in model.model_fields.items()
+    ]
+
+
 def sampling_settings() -> list[Setting]:
     """The fields of SamplingParams, with the command line's defaults."""
     hints = typing.get_type_hints(SamplingParams)
@@ -99,6 +107,18 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         _add(group, setting)
 
 
+def add_model_flags(parser: argparse.ArgumentParser, title: str, model: type[Section]) -> None:
+    """Declare a flag for every field of a model of settings."""
+    group = parser.add_argument_group(title)
+    for setting in model_settings(model):
+        _add(group, setting)
+
+
+def given_of(args: argparse.Namespace, model: type[Section]) -> dict[str, object]:
+    """The fields of a model of settings that were given as flags."""
+    return _given(args, model_settings(model))
+
+
 def engine_keywords(args: argparse.Namespace) -> dict[str, object]:
     """The engine's fields that were given as flags."""
     every = [setting for settings in engine_settings().values() for setting in settings]
@@ -110,6 +130,12 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """The sampling parameters that the flags make; SamplingParamsError when out of bounds."""
     keywords: dict[str, typing.Any] = {**dict(CLI_SAMPLING_DEFAULTS), **_given(args, sampling_settings())}
     return SamplingParams(**keywords)
+
+
+def sampling_keywords(args: argparse.Namespace) -> dict[str, object]:
+    """The same as keywords: what was given, and where the command line departs from the defaults."""
+    sampling_params(args)
+    return {**dict(CLI_SAMPLING_DEFAULTS), **_given(args, sampling_settings())}
 
 
 def _given(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, object]:

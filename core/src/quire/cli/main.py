@@ -7,12 +7,14 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import cast
 
 from quire.api.errors import QuireError
 from quire.api.protocols import Command
+from quire.cli.help import print_matching, requested_help, subparser_of
 from quire.cli.plugin_flags import read_plugin_settings
+from quire.cli.tools import HostTools
 from quire.plugins import PluginHost, resolve_factory
 
 EXIT_ERROR = 2
@@ -42,9 +44,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # what plugins print while imported is no part of any answer
         host = PluginHost.discover(read_plugin_settings(arguments), strict=False)
-    parser, subparsers = _parser()
     chosen = next((word for word in arguments if not word.startswith("-")), None)
-    command: Command | None = None
+    parser, commands = build_parser(host, [chosen] if chosen in host.commands else [])
+    if chosen != "plugins":
+        _warn_of_failures(host)
+    about = requested_help(arguments)
+    if about is not None:
+        return print_matching(subparser_of(parser, arguments), about)
+    args = parser.parse_args(arguments)
+    if chosen not in commands:
+        parser.print_help()
+        return 0
+    return commands[chosen].run(args)
+
+
+def build_parser(
+    host: PluginHost, names: Container[str | None]
+) -> tuple[argparse.ArgumentParser, dict[str | None, Command]]:
+    """The parser of all commands, with the flags of those named, which are made."""
+    parser, subparsers = _parser()
+    commands: dict[str | None, Command] = {}
     for spec in host.commands.specs():
         text = spec.help.replace("%", "%%")  # argparse fills in what follows a "%"
         subparser = subparsers.add_parser(
@@ -53,18 +72,15 @@ def _dispatch(arguments: list[str]) -> int:
             description=f"{text[:1].upper()}{text[1:]}.",
             allow_abbrev=False,
         )
-        if spec.name == chosen:
+        if spec.name in names:
             registration = host.commands.registration(spec.name)
-            command = cast(type[Command], resolve_factory(spec.factory, registration))()
+            factory = cast(Callable[..., Command], resolve_factory(spec.factory, registration))
+            command = factory(HostTools(host)) if spec.takes_tools else factory()
             command.add_arguments(subparser)
             subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    if chosen != "plugins":
-        _warn_of_failures(host)
-    args = parser.parse_args(arguments)
-    if command is None:
-        parser.print_help()
-        return 0
-    return command.run(args)
+            subparser.epilog = "--help=WORD shows only groups and flags that match; --help=all shows all."
+            commands[spec.name] = command
+    return parser, commands
 
 
 def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser]]:

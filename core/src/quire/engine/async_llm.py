@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from quire.api.client import EngineDescription
 from quire.api.config import EngineConfig
 from quire.api.errors import EngineClosedError
 from quire.api.outputs import Metric, OutputDelta, RequestOutput
@@ -47,8 +48,18 @@ class AsyncLLM:
         **keywords: object,
     ) -> None:
         file = Path(config_file) if config_file is not None else None
-        self.config = EngineConfig.from_keywords({"model": model, **keywords}, file)
-        self._engine = build_engine(self.config, host)
+        self._build(EngineConfig.from_keywords({"model": model, **keywords}, file), host)
+
+    @classmethod
+    def from_config(cls, config: EngineConfig, host: PluginHost | None = None) -> AsyncLLM:
+        """Build from a configuration that is made already."""
+        llm = cls.__new__(cls)
+        llm._build(config, host)
+        return llm
+
+    def _build(self, config: EngineConfig, host: PluginHost | None) -> None:
+        self.config = config
+        self._engine = build_engine(config, host)
         self._submitting: dict[str, _Stream] = {}
         self._streams: dict[str, _Stream] = {}  # the engine's thread adds, changes and reads it
         self._thread = EngineThread(self._engine, self._deliver, self._end)
@@ -138,6 +149,10 @@ class AsyncLLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json recommends."""
         return self._engine.default_sampling_params()
+
+    def describe(self) -> EngineDescription:
+        """What it is, for a server."""
+        return self._engine.describe()
 
     def close(self) -> None:
         """Abort all requests and free the model; waits for the current step; idempotent."""

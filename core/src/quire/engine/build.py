@@ -153,6 +153,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         num_kv_blocks=budget.num_blocks,
         fingerprint=host.fingerprint(),
         plugins=host.enabled_names(),
+        dtype=dtype,
     )
     limit_s = config.plugins.observer_time_limit_s
     engine = Engine(

@@ -7,12 +7,15 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
+from quire.api.client import EngineDescription
 from quire.api.errors import EngineClosedError, PromptError, QuireError, StepError, TokenizerError
 from quire.api.extensions import StepReport
 from quire.api.outputs import Metric, OutputDelta, RequestOutput
 from quire.api.request import FinishReason, Request, SamplingParams
 from quire.api.step import StepPlan
+from quire.engine.describe import describe
 from quire.engine.extensions import LoadedPolicy
 from quire.engine.inputs import Prompt
 from quire.engine.observers import view_of_choices
@@ -78,6 +81,11 @@ class Engine:
     def has_unfinished(self) -> bool:
         """Whether a step would do something."""
         return self._scheduler.has_unfinished
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests that have a slot, and requests that wait for one."""
+        return self._scheduler.num_running, self._scheduler.num_waiting
 
     def add_request(
         self,
@@ -212,6 +220,10 @@ class Engine:
     def default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json recommends."""
         return self._parts.generation.default_sampling_params()
+
+    def describe(self) -> EngineDescription:
+        """What it is, for a server."""
+        return describe(self._parts, self._scheduler.limits)
 
     def get_metrics(self) -> list[Metric]:
         """Counters and gauges."""
@@ -401,7 +413,8 @@ class Engine:
     def _tell_finished(self) -> None:
         while self._untold:
             tracker = self._untold.pop(0)
-            self._observers.request_finished(view_of_choices(tracker.requests), tracker.finish_reason)
+            view = replace(view_of_choices(tracker.requests), metrics=tracker.metrics_of_now())
+            self._observers.request_finished(view, tracker.finish_reason)
 
     def _tell_step(self, plan: StepPlan, num_generated: int, begin: float) -> None:
         self._observers.step_finished(

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from quire.api.errors import EngineClosedError
 from quire.api.outputs import OutputDelta
 from quire.engine.engine import Engine
+from quire.execution.progress import PROGRESS
 
 T = TypeVar("T")
 _Task = tuple[Callable[[Engine], Any], "Future[Any]"]
@@ -69,6 +70,7 @@ class EngineThread:
             while self._do_tasks():
                 if self._engine.has_unfinished:
                     self._hand_out(self._engine.step())
+                    PROGRESS.count += 1
         except BaseException as error:  # an engine recovers from exceptions: this one is broken
             logger.exception("the engine has ended")
             self._error = error
@@ -90,6 +92,7 @@ class EngineThread:
             if task is None:
                 return False
             self._do(*task)
+            PROGRESS.count += 1
             del task  # it holds what the caller gave
             self._hand_out(self._engine.ended_requests())  # a failure between steps may end any
 

@@ -125,7 +125,8 @@ def view_of_choices(requests: Sequence[Request]) -> RequestView:
 
 
 def _own_copy(value: object) -> object:
-    """What one observer may do anything with: views hold parameters, which can be changed."""
+    """What one observer may do anything with: views hold parameters and times, which can be changed."""
     if isinstance(value, RequestView):
-        return replace(value, params=value.params.read_only_copy())
+        metrics = None if value.metrics is None else replace(value.metrics)
+        return replace(value, params=value.params.read_only_copy(), metrics=metrics)
     return value

@@ -349,7 +349,7 @@ class RequestTracker:
             finished=self.is_finished,
             prompt_logprobs=list(self._prompt_logprobs) if wants_prompt_logprobs else None,
             num_cached_tokens=first.num_cached_tokens,
-            metrics=self._metrics_of_now(),
+            metrics=self.metrics_of_now(),
             error=self._first_error(),
             metadata=self._metadata,
         )
@@ -368,7 +368,7 @@ class RequestTracker:
             choices=choices,
             finished=self.is_finished,
             prompt_logprobs=prompt_logprobs,
-            metrics=self._metrics_of_now() if self.is_finished else None,
+            metrics=self.metrics_of_now() if self.is_finished else None,
             error=self._first_error(),
         )
 
@@ -378,11 +378,13 @@ class RequestTracker:
             ChoiceDelta(request.choice_index, "", [], None, FinishReason.ERROR.value)
             for request in self.requests
         ]
-        return OutputDelta(self.request_id, ends, True, None, self._metrics_of_now(), error)
+        return OutputDelta(self.request_id, ends, True, None, self.metrics_of_now(), error)
 
-    def _metrics_of_now(self) -> RequestMetrics:
+    def metrics_of_now(self) -> RequestMetrics:
         """Times and counts, which nothing changes later."""
-        self.metrics.num_cached_tokens = self._choices[0].request.num_cached_tokens
+        first = self._choices[0].request
+        self.metrics.first_scheduled_s = first.first_scheduled_s
+        self.metrics.num_cached_tokens = first.num_cached_tokens
         self.metrics.num_preemptions = sum(request.num_preemptions for request in self.requests)
         self.metrics.speculation = _speculation(self.requests)
         return replace(self.metrics)
@@ -392,11 +394,8 @@ class RequestTracker:
         return errors[0] if errors else self._error
 
     def _note_time(self, update: RequestUpdate) -> None:
-        now = time.monotonic()
-        if self.metrics.first_scheduled_s is None:
-            self.metrics.first_scheduled_s = now
         if update.new_token_ids:
-            self.metrics.last_token_s = now
+            now = self.metrics.last_token_s = time.monotonic()
             if self.metrics.first_token_s is None:
                 self.metrics.first_token_s = now
 

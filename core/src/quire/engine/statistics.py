@@ -96,6 +96,7 @@ class EngineStatistics:
                 "share of KV blocks in use, 0 to 1",
             ),
             "kv_blocks_cached": (usage.num_cached_blocks, "KV blocks that the prefix cache lists"),
+            "kv_blocks_cached_free": (usage.num_cached_free_blocks, "of these, held by no request"),
         }
         listed = [Metric(PREFIX + name, value, "counter", text) for name, (value, text) in counters.items()]
         listed += [Metric(PREFIX + name, value, "gauge", text) for name, (value, text) in gauges.items()]

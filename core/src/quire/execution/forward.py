@@ -6,6 +6,7 @@ from torch import Tensor
 
 from quire.api.batch import ForwardBatch
 from quire.api.protocols import Model
+from quire.execution.progress import PROGRESS
 
 
 def run_layers(model: Model, batch: ForwardBatch) -> Tensor:
@@ -18,4 +19,5 @@ def run_layers(model: Model, batch: ForwardBatch) -> Tensor:
     hidden = model.embed(batch)
     for layer in model.layers:
         hidden = layer(hidden, batch)
+        PROGRESS.count += 1
     return hidden

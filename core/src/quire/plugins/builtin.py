@@ -59,7 +59,9 @@ def quire_register_commands() -> list[CommandSpec]:
     """The commands of core."""
     return [
         CommandSpec("generate", "answer prompts and exit", "quire.cli.generate:GenerateCommand"),
-        CommandSpec("chat", "talk to a chat model", "quire.cli.chat:ChatCommand"),
+        CommandSpec(
+            "completion", "print a script of completion for a shell", "quire.cli.completion:CompletionCommand"
+        ),
         CommandSpec("plugins", "show the installed plugins", "quire.cli.plugins:PluginsCommand"),
         CommandSpec(
             "collect-env", "show versions, machine and plugins", "quire.cli.collect_env:CollectEnvCommand"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
@@ -70,6 +71,8 @@ class TrackedRequests:
         request = state.request
         self.waiting.remove(state)
         request.status = RequestStatus.RUNNING
+        if request.first_scheduled_s is None:
+            request.first_scheduled_s = time.monotonic()
         slot = request.slot = heappop(self._free_slots)
         state.key = (self._policy.key(view_of(request), state.arrival_index), state.arrival_index)
         insort(self.running, state, key=_BY_KEY)

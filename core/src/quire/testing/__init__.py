@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from quire.testing.model_engine_suite import ModelConformance
     from quire.testing.op_cases import OpCase
     from quire.testing.op_suite import OpConformance
+    from quire.testing.parser_suite import TextParserConformance
     from quire.testing.policy_suite import PolicyConformance
     from quire.testing.processor_suite import LogitsProcessorConformance
     from quire.testing.quantization_base import PackedLinear
@@ -36,6 +37,7 @@ __all__ = [
     "PackedLinear",
     "PolicyConformance",
     "QuantizationConformance",
+    "TextParserConformance",
     "check_plugin",
 ]
 
@@ -52,6 +54,7 @@ _MODULES = {
     "PackedLinear": "quantization_base",
     "PolicyConformance": "policy_suite",
     "QuantizationConformance": "quantization_suite",
+    "TextParserConformance": "parser_suite",
     "check_plugin": "check",
 }
 

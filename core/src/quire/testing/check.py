@@ -15,7 +15,9 @@ from quire.api.specs import (
     OpImplSpec,
     PolicySpec,
     QuantizationSpec,
+    ReasoningParserSpec,
     Registration,
+    ToolParserSpec,
 )
 from quire.execution.device import detect_device
 from quire.ops.support import refusal_of
@@ -27,6 +29,7 @@ from quire.testing.drafter_suite import DrafterConformance
 from quire.testing.model_base import ops_beside
 from quire.testing.model_engine_suite import ModelConformance
 from quire.testing.op_suite import OpConformance
+from quire.testing.parser_suite import TextParserConformance
 from quire.testing.policy_suite import PolicyConformance
 from quire.testing.processor_suite import LogitsProcessorConformance
 from quire.testing.quantization_suite import OnTheFlyConformance
@@ -139,6 +142,16 @@ def _processor(host: PluginHost, entry: NamedRegistration) -> type[Conformance] 
     )
 
 
+def _parser(host: PluginHost, entry: NamedRegistration) -> type[Conformance] | str:
+    spec = cast(ToolParserSpec | ReasoningParserSpec, entry.registration.spec)
+    return _suite(
+        TextParserConformance,
+        parser=spec.factory,
+        marks=("<think>", "</think>") if isinstance(spec, ReasoningParserSpec) else (),
+        options=host.options(entry.registration.plugin),
+    )
+
+
 def _quantization(host: PluginHost, entry: NamedRegistration) -> type[Conformance] | str:
     spec = cast(QuantizationSpec, entry.registration.spec)
     if spec.quant_methods:
@@ -177,4 +190,6 @@ _MAKERS: Mapping[str, SuiteMaker] = {
     "quantization": _quantization,
     "drafter": _drafter,
     "logits processor": _processor,
+    "tool parser": _parser,
+    "reasoning parser": _parser,
 }

@@ -1,0 +1,242 @@
+"""An engine in a process of its own: `python -m quire.engine.process DESCRIPTOR PARENT`.
+
+It runs what comes over the socket at DESCRIPTOR (see `quire.engine.wire`) and ends with the process PARENT.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from quire.api.config import EngineConfig
+from quire.api.errors import EngineClosedError
+from quire.api.outputs import Metric, OutputDelta
+from quire.api.request import SamplingParams
+from quire.engine.wire import (
+    Abort,
+    Call,
+    Channel,
+    Counters,
+    Deltas,
+    Forget,
+    Heartbeat,
+    Refused,
+    Reply,
+    Start,
+    Started,
+    StartFailed,
+    Stop,
+    Submit,
+)
+
+if TYPE_CHECKING:
+    from quire.engine.engine import Engine
+    from quire.engine.engine_thread import EngineThread
+
+HEARTBEAT_S = 0.5
+COUNTERS_S = 1.0
+PR_SET_PDEATHSIG = 1
+
+logger = logging.getLogger("quire")
+
+
+def _get_metrics(engine: Engine) -> list[Metric]:
+    return engine.get_metrics()
+
+
+_METHODS: dict[str, Callable[..., list[Metric] | None]] = {
+    "get_metrics": _get_metrics,
+    "enable_plugin": lambda engine, name: engine.plugins.enable(name),
+    "disable_plugin": lambda engine, name: engine.plugins.disable(name),
+    "reset_prefix_cache": lambda engine: engine.reset_prefix_cache(),
+}
+"""What a Call may name."""
+
+
+class EngineServer:
+    """Does what the other process says, and tells it what comes of it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._engine: Engine | None = None
+        self._thread: EngineThread | None = None
+        self._num_open_calls = 0  # counted by the receiving thread
+        self._num_done_calls = 0  # counted by the engine's
+        self._is_stopping = False
+
+    def start(self, config: dict[str, Any]) -> None:
+        """Build the engine and say what it is; the process ends where it cannot be built."""
+        threading.Thread(target=self._beat, name="quire-heartbeat", daemon=True).start()
+        try:
+            from quire.engine.build import build_engine  # with torch: seconds, in which the heart beats
+            from quire.engine.engine_thread import EngineThread
+
+            engine = build_engine(EngineConfig.validated(config))
+            description = engine.describe()
+        except Exception as error:
+            logger.debug("building the engine failed", exc_info=True)
+            self._channel.send(StartFailed(error))
+            sys.stderr.flush()
+            os._exit(1)
+        names = [field.name for field in dataclasses.fields(description) if field.name != "config"]
+        self._engine = engine
+        self._channel.send(Started({name: getattr(description, name) for name in names}))
+        self._thread = EngineThread(engine, self._deliver, self._end)
+
+    def run(self) -> None:
+        """Do what is said until the end."""
+        while True:
+            message = self._channel.receive()
+            if message is None:
+                os._exit(0)  # nobody is left to work for
+            if isinstance(message, Stop):
+                self._is_stopping = True
+                self._required_thread.close()
+                return
+            if isinstance(message, Submit):
+                self._call(partial(_add, message), partial(self._after_submit, message.request_id))
+            elif isinstance(message, Abort):
+                self._call(partial(_abort, message.request_id))
+            elif isinstance(message, Forget):
+                self._call(partial(_forget, message.request_id))
+            elif isinstance(message, Call):
+                function = partial(_run_method, message)
+                self._call(function, partial(self._after_call, message.number))
+
+    @property
+    def _required_thread(self) -> EngineThread:
+        if self._thread is None:
+            raise EngineClosedError("the engine was not started: send Start first")
+        return self._thread
+
+    def _call(
+        self, function: Callable[[Engine], Any], after: Callable[[Future[Any]], None] | None = None
+    ) -> None:
+        """Have something done between two steps; what comes of it is sent from the engine's thread."""
+        self._num_open_calls += 1
+        future = self._required_thread.call(function)
+
+        def done(future: Future[Any]) -> None:
+            if after is not None and not isinstance(future.exception(), EngineClosedError):
+                after(future)  # a request that met a broken engine is replayed, not refused
+            self._num_done_calls += 1
+
+        future.add_done_callback(done)
+
+    def _after_submit(self, request_id: str, future: Future[Any]) -> None:
+        error = future.exception()
+        if isinstance(error, Exception):
+            self._channel.send(Refused(request_id, error))
+
+    def _after_call(self, number: int, future: Future[Any]) -> None:
+        error = future.exception()
+        if isinstance(error, Exception):
+            self._channel.send(Reply(number, [], error))
+        else:
+            self._channel.send(Reply(number, future.result() or []))
+
+    def _deliver(self, deltas: list[OutputDelta]) -> None:
+        num_running, num_waiting = self._load()
+        self._channel.send(Deltas(deltas, num_running, num_waiting))
+
+    def _load(self) -> tuple[int, int]:
+        return (0, 0) if self._engine is None else self._engine.load
+
+    def _end(self, reason: EngineClosedError) -> None:
+        if not self._is_stopping:
+            sys.stderr.flush()
+            os._exit(1)  # it broke, and has said so in the log: the other process starts the next one
+
+    def _beat(self) -> None:
+        """Say that the process lives, and how the engine gets on."""
+        counted_at, counted = 0.0, -1
+        count = 0
+        while True:
+            try:
+                count = self._progress()
+                is_busy = self._engine is not None and self._engine.has_unfinished
+                is_busy = is_busy or self._num_open_calls > self._num_done_calls
+                self._channel.send(Heartbeat(count, is_busy, *self._load()))
+            except OSError:
+                os._exit(0)
+            if self._thread is not None and count != counted and time.monotonic() - counted_at >= COUNTERS_S:
+                counted_at, counted = time.monotonic(), count + 1  # the call itself counts
+                self._thread.call(_get_metrics).add_done_callback(self._after_counters)
+            time.sleep(HEARTBEAT_S)
+
+    def _progress(self) -> int:
+        module = sys.modules.get("quire.execution.progress")  # imported with torch, by the builder
+        return 0 if module is None else int(module.PROGRESS.count)
+
+    def _after_counters(self, future: Future[list[Metric]]) -> None:
+        if future.exception() is None:
+            self._channel.send(Counters(future.result()))
+
+
+def _add(message: Submit, engine: Engine) -> None:
+    prompt: dict[str, object] = {"prompt_token_ids": message.token_ids}
+    if message.text is not None:
+        prompt["prompt"] = message.text
+    engine.add_request(
+        prompt,
+        SamplingParams(**message.params),
+        request_id=message.request_id,
+        priority=message.priority,
+        salt=message.salt,
+        resumed=message.resumed,
+    )
+
+
+def _abort(request_id: str, engine: Engine) -> None:
+    engine.abort(request_id)
+
+
+def _forget(request_id: str, engine: Engine) -> None:
+    engine.discard(request_id)
+
+
+def _run_method(message: Call, engine: Engine) -> list[Metric] | None:
+    return _METHODS[message.method](engine, *message.arguments)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(0)  # it had ended before
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Run an engine for the process at the other end of a socket."""
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal's group: the other process drains
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    os.set_inheritable(descriptor, False)
+    channel = Channel(socket.socket(fileno=descriptor))
+    first = channel.receive()
+    if not isinstance(first, Start):
+        os._exit(0)
+    server = EngineServer(channel)
+    server.start(first.config)
+    server.run()
+    sys.stderr.flush()
+    os._exit(0)  # taking torch down properly takes long and gives nothing
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

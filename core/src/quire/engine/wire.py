@@ -1,0 +1,239 @@
+"""What an engine's process and the process above it say to each other: msgpack frames, typed on arrival."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import socket
+import struct
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from quire.api import errors
+from quire.api.outputs import Metric, OutputDelta
+from quire.api.request import SamplingParams
+
+MAX_FRAME_BYTES = 1 << 30
+LENGTH = struct.Struct(">I")
+"""What stands before each frame: its length."""
+
+
+_ERRORS: dict[str, type[errors.QuireError]] = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if inspect.isclass(kind) and issubclass(kind, errors.QuireError)
+}
+_PLAIN_PARAMS = SamplingParams()
+
+
+class WireError(errors.QuireError):
+    """A frame is longer than frames may be, or is not what it should be."""
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Base of the messages: an array, of which the first item says which one it is."""
+
+
+class Start(_Message, frozen=True):
+    """Build an engine; the first message. `config` is an EngineConfig as plain data."""
+
+    config: dict[str, Any]
+
+
+class Submit(_Message, frozen=True):
+    """Run a request. `params` are the fields that differ from the defaults; see `Engine.add_request`."""
+
+    request_id: str
+    token_ids: list[int]
+    params: dict[str, Any]
+    text: str | None = None
+    priority: int = 0
+    salt: str = ""
+    resumed: list[list[int] | None] | None = None
+
+
+class Abort(_Message, frozen=True):
+    """End a request; its last delta follows."""
+
+    request_id: str
+
+
+class Forget(_Message, frozen=True):
+    """End a request that nobody waits for."""
+
+    request_id: str
+
+
+class Call(_Message, frozen=True):
+    """Do something between two steps and reply; `method` is one that the engine's process knows."""
+
+    number: int
+    method: str
+    arguments: list[str] = []
+
+
+class Stop(_Message, frozen=True):
+    """End after the current step."""
+
+
+class Started(_Message, frozen=True):
+    """The engine is built. The fields of EngineDescription without `config`."""
+
+    description: dict[str, Any]
+
+
+class StartFailed(_Message, frozen=True):
+    """The engine cannot be built; the process ends."""
+
+    error: Exception
+
+
+class Refused(_Message, frozen=True):
+    """A request was not taken."""
+
+    request_id: str
+    error: Exception
+
+
+class Deltas(_Message, frozen=True):
+    """What requests got in a step."""
+
+    deltas: list[OutputDelta]
+    num_running: int = 0
+    num_waiting: int = 0
+
+
+class Reply(_Message, frozen=True):
+    """What a call gave: metrics, or nothing, or an error."""
+
+    number: int
+    metrics: list[Metric] = []
+    error: Exception | None = None
+
+
+class Counters(_Message, frozen=True):
+    """The engine's metrics of now, unasked: they outlive the engine."""
+
+    metrics: list[Metric]
+
+
+class Heartbeat(_Message, frozen=True):
+    """The process lives. `progress` grows as long as the engine gets on; it must while `is_busy`."""
+
+    progress: int
+    is_busy: bool
+    num_running: int = 0
+    num_waiting: int = 0
+
+
+ToEngine = Start | Submit | Abort | Forget | Call | Stop
+FromEngine = Started | StartFailed | Refused | Deltas | Reply | Counters | Heartbeat
+
+
+def _plain_error(value: object) -> list[str]:
+    """An exception as the name of a class of `quire.api.errors` and its text."""
+    if not isinstance(value, Exception):
+        raise NotImplementedError(f"{type(value).__name__} does not cross processes")
+    text = str(value).encode("utf-8", "replace").decode()
+    for kind in type(value).__mro__:
+        if _ERRORS.get(kind.__name__) is kind:
+            return [kind.__name__, text]
+    return ["StepError", f"{type(value).__name__}: {text}"]
+
+
+def _rebuilt_error(kind: type, value: Any) -> Exception:
+    """The opposite of `_plain_error`."""
+    if kind is not Exception:
+        raise NotImplementedError(f"{kind.__name__} does not cross processes")
+    name, text = value
+    return _ERRORS.get(name, errors.QuireError)(text)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain_error)
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine, dec_hook=_rebuilt_error)
+_from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(
+    FromEngine, dec_hook=_rebuilt_error
+)
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """A message as a frame.
+
+    Raises:
+        WireError: it is too long, or holds what msgpack has not (an integer over 64 bits).
+    """
+    frame = bytearray(LENGTH.size)
+    try:
+        _encoder.encode_into(message, frame, LENGTH.size)
+    except (msgspec.MsgspecError, NotImplementedError, OverflowError, TypeError, ValueError) as error:
+        raise WireError(f"{type(message).__name__} cannot be sent: {error}") from None
+    length = len(frame) - LENGTH.size
+    if length > MAX_FRAME_BYTES:
+        raise WireError(
+            f"{type(message).__name__} takes {length} bytes, the limit is {MAX_FRAME_BYTES}: "
+            "ask for fewer logprobs, or for less at once"
+        )
+    LENGTH.pack_into(frame, 0, length)
+    return bytes(frame)
+
+
+def frame_length(header: bytes) -> int:
+    """The length of the frame that follows; raises WireError where it is over the limit."""
+    length: int = LENGTH.unpack(header)[0]
+    if length > MAX_FRAME_BYTES:
+        raise WireError(f"a frame of {length} bytes, the limit is {MAX_FRAME_BYTES}")
+    return length
+
+
+def decode_to_engine(body: bytes) -> ToEngine:
+    """The message of a frame, its length taken off; raises WireError."""
+    try:
+        return _to_engine.decode(body)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"a malformed frame: {error}") from None
+
+
+def decode_from_engine(body: bytes) -> FromEngine:
+    """The message of a frame, its length taken off; raises WireError."""
+    try:
+        return _from_engine.decode(body)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"a malformed frame: {error}") from None
+
+
+def plain_params(params: SamplingParams) -> dict[str, Any]:
+    """The fields that differ from the defaults, as plain data; raises SamplingParamsError."""
+    values = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    given = {name: value for name, value in values.items() if value != getattr(_PLAIN_PARAMS, name)}
+    if "extra_args" in given:
+        given["extra_args"] = params.extra_args_copy()
+    if isinstance(given.get("logit_bias"), Mapping):
+        given["logit_bias"] = dict(given["logit_bias"])
+    return given
+
+
+class Channel:
+    """The engine's end: blocking; any thread may send, one receives."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._file = end.makefile("rb")
+        self._lock = threading.Lock()
+
+    def send(self, message: FromEngine) -> None:
+        """Send a message whole; waits while the other side is behind. OSError where it is gone."""
+        frame = encode(message)
+        with self._lock:
+            self._socket.sendall(frame)
+
+    def receive(self) -> ToEngine | None:
+        """The next message; None where the other side is gone."""
+        header = self._file.read(LENGTH.size)
+        if len(header) < LENGTH.size:
+            return None
+        length = frame_length(header)
+        body = self._file.read(length)
+        return decode_to_engine(body) if len(body) == length else None

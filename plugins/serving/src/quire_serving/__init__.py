@@ -1,0 +1,1 @@
+"""Quire's OpenAI-compatible server, its clients and its load generator."""

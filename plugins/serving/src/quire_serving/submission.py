@@ -1,0 +1,272 @@
+"""From a route to the engine and back: tokenizing, streams of deltas, disconnects, server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import orjson
+from fastapi import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from quire.api.client import ChatTokenizer, EngineRequest
+from quire.api.errors import QuireError
+from quire.api.outputs import OutputDelta
+from quire_serving.errors import ApiError, from_quire
+from quire_serving.state import ServerState
+
+if TYPE_CHECKING:
+    from quire_serving.metrics import RequestTimer
+
+DONE = b"data: [DONE]\n\n"
+MAX_CHARS_ON_LOOP = 2048  # they take a millisecond at most; a thread's round trip takes 0.1 to 0.3 ms
+_logger = logging.getLogger(__name__)
+Item = tuple[int, OutputDelta]
+
+
+class ClientGoneError(ApiError):
+    """The client hung up: whatever is answered, nobody reads it."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "client_disconnected", "the client has disconnected")
+
+
+def new_request_id(prefix: str) -> str:
+    """An id that no other request has."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def event(payload: object) -> bytes:
+    """One server-sent event."""
+    return b"data: " + orjson.dumps(payload) + b"\n\n"
+
+
+def usage_of(num_prompt: int, num_output: int, num_cached: int | None = None) -> dict[str, object]:
+    """OpenAI's usage object; `num_cached` is None where it is not told."""
+    usage: dict[str, object] = {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_output,
+        "total_tokens": num_prompt + num_output,
+    }
+    if num_cached is not None:
+        usage["prompt_tokens_details"] = {"cached_tokens": num_cached}
+    return usage
+
+
+def tells_cached_tokens(state: ServerState) -> bool:
+    """False with several API keys: what is cached would tell of others' prompts."""
+    return len(state.settings.api_key) < 2 and state.settings.api_key_file is None
+
+
+def salt_of(http_request: Request, cache_salt: str | None) -> str:
+    """What the request's cached prefixes are kept apart by: its API key, and the salt that it gives."""
+    digest = http_request.scope.get("quire_api_key_digest")
+    key = digest[:16] if isinstance(digest, str) else ""
+    return f"{key}:{cache_salt or ''}" if key or cache_salt else ""
+
+
+def tokenizer_of(state: ServerState) -> ChatTokenizer:
+    """The tokenizer; ApiError where the engine runs without."""
+    tokenizer = state.client.tokenizer
+    if tokenizer is None:
+        raise ApiError(
+            400,
+            "tokenizer_unavailable",
+            "the server runs with skip_tokenizer_init: give token ids as the prompt",
+        )
+    return tokenizer
+
+
+async def tokenize(state: ServerState, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a text, off the event loop where it is long; ApiError where it is hopelessly long."""
+    tokenizer = tokenizer_of(state)
+    state.admission.check_size(len(text))
+    try:
+        if len(text) <= MAX_CHARS_ON_LOOP:
+            return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    except QuireError as error:
+        raise from_quire(error) from error
+
+
+class Submission:
+    """The requests of one HTTP request while the engine has them.
+
+    `async with` submits them and waits for the first delta; `async for index, delta in submission` gives what
+    comes, the first one included, `index` being the place in `requests`. Leaving the block, or the client's
+    hanging up, aborts what has not ended.
+
+    Raises:
+        ApiError: (entering) the server drains, or the engine refused a request; (iterating) a request ended
+            by an error or an abort, or the client has gone.
+    """
+
+    def __init__(self, state: ServerState, http_request: Request, requests: Sequence[EngineRequest]) -> None:
+        self.state = state
+        self.requests = requests
+        self._http_request = http_request
+        self._streams = [state.client.stream(request) for request in requests]
+        self._timers: list[RequestTimer] = []
+        self._first: Item | None = None
+        self._num_open = len(requests)
+        self._task: asyncio.Task[object] | None = None  # the one that waits in __anext__
+        self._is_gone = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._pumps: list[asyncio.Task[None]] = []
+        self._items: asyncio.Queue[Item | Exception] = asyncio.Queue()
+
+    async def __aenter__(self) -> Submission:
+        """See the class."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """See the class."""
+        await self.close()
+
+    async def start(self) -> None:
+        """What entering the block does; after an error nothing stays behind."""
+        state = self.state
+        if state.is_draining:
+            raise ApiError(503, "server_draining", "the server is about to end", headers={"Retry-After": "5"})
+        state.admission.admit(sum(len(each.token_ids) for each in self.requests), len(self.requests))
+        self._timers = [state.metrics.started(request) for request in self.requests]
+        self._watcher = asyncio.create_task(self._watch())
+        if len(self._streams) > 1:  # one stream needs no task between it and its reader
+            self._pumps = [asyncio.create_task(self._pump(index)) for index in range(len(self._streams))]
+        try:
+            self._first = await self.__anext__()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Abort what has not ended; idempotent."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        for pump in self._pumps:
+            pump.cancel()
+        if self._pumps:
+            await asyncio.wait(self._pumps)
+        self._watcher, self._pumps = None, []
+        for stream in self._streams:
+            await stream.aclose()
+        for timer in self._timers:
+            timer.close()
+        self._timers = []
+
+    def __aiter__(self) -> Submission:
+        """See the class."""
+        return self
+
+    async def __anext__(self) -> Item:
+        """See the class."""
+        item, self._first = self._first, None
+        if item is not None:
+            return item
+        if self._is_gone:
+            raise ClientGoneError
+        if not self._num_open:
+            raise StopAsyncIteration
+        self._task = asyncio.current_task()
+        try:
+            index, delta = item = await self._next()
+        except asyncio.CancelledError:
+            if self._is_gone and self._task is not None and not self._task.uncancel():
+                raise ClientGoneError from None
+            raise
+        except QuireError as error:
+            raise from_quire(error) from error
+        finally:
+            self._task = None
+        self._timers[index].delta(delta)
+        self._num_open -= delta.finished
+        _check_end(delta)
+        return item
+
+    async def _next(self) -> Item:
+        if not self._pumps:
+            return 0, await anext(self._streams[0])
+        item = await self._items.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    async def _pump(self, index: int) -> None:
+        try:
+            async for delta in self._streams[index]:
+                self._items.put_nowait((index, delta))
+        except Exception as error:  # whatever it is, the reader gets it
+            self._items.put_nowait(error)
+
+    async def _watch(self) -> None:
+        """Wait until the client hangs up, and wake the reader."""
+        while (await self._http_request.receive())["type"] != "http.disconnect":
+            pass
+        self._is_gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+
+class EventStream(StreamingResponse):
+    """A response of server-sent events; closes the submission that they are made from.
+
+    An error after the first event becomes an event `{"error": ...}`, and the response ends there: events
+    that generators yield at their end, such as `DONE`, do not follow.
+    """
+
+    def __init__(
+        self,
+        submission: Submission,
+        events: AsyncGenerator[bytes, None],
+        media_type: str = "text/event-stream",
+    ) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(_with_errors(events), media_type=media_type, headers=headers)
+        self._submission = submission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream; the submission watches `receive`."""
+        try:
+            await self.stream_response(send)
+        except OSError:
+            return  # the server says so where the client has gone
+        finally:
+            await self._submission.close()
+
+
+async def _with_errors(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    try:
+        async with aclosing(events):
+            async for each in events:
+                yield each
+    except ClientGoneError:
+        return
+    except ApiError as error:
+        yield event(error.body())
+    except Exception as error:  # the status line is out: this is the one way left to tell
+        _logger.exception("a stream failed")
+        yield event(from_quire(error).body())
+
+
+def _check_end(delta: OutputDelta) -> None:
+    """Raise where the engine ended the request for its own reasons."""
+    if delta.error is not None:
+        raise from_quire(delta.error)
+    if not delta.finished:
+        return
+    reasons = {choice.finish_reason for choice in delta.choices}
+    if "error" in reasons:
+        raise ApiError(500, "generation_failed", "the request failed in the engine")
+    if "abort" in reasons:
+        raise ApiError(
+            503, "request_aborted", "the request was ended by the server", headers={"Retry-After": "5"}
+        )
