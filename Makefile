@@ -83,6 +83,7 @@ bench: $(STAMPS)/dev ## measure throughput, latency and prefix sharing; JSON int
 	$(BIN)/python benchmarks/plugins.py
 	$(BIN)/python benchmarks/quantization.py
 	$(BIN)/python benchmarks/speculative.py
+	$(BIN)/python benchmarks/serving.py
 
 eval-tiny: $(STAMPS)/run ## accuracy of the embedded model per skill, on held-out items
 	$(BIN)/python examples/train_tiny/evaluate.py
