@@ -61,8 +61,8 @@ def commands() -> list[str]:
     """Every `quire ...` line of the pages' consoles, without variables and prompts of a shell."""
     pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*/README.md")]
     texts = [page.read_text(encoding="utf-8") for page in pages if page.parent.name != "reference"]
-    found = [line for text in texts for line in re.findall(r"^\$ (.*\bquire .*)$", text, re.MULTILINE)]
-    return sorted({line[re.search(r"\bquire ", line).start() :] for line in found})  # type: ignore[union-attr]
+    found = [line for text in texts for line in re.findall(r"^\$ (.*\bquire [a-z].*)$", text, re.MULTILINE)]
+    return sorted({line[re.search(r"\bquire [a-z]", line).start() :] for line in found})  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("line", commands())
