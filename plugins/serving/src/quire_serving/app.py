@@ -94,6 +94,7 @@ def create_routes(state: ServerState, *, has_keys: bool = False) -> FastAPI:
         root_path=settings.root_path,
         docs_url="/docs" if settings.docs else None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name the host that the client gave
         openapi_url="/openapi.json" if settings.docs else None,
         responses=ERROR_RESPONSES,
     )

@@ -47,9 +47,9 @@ class ChatMessage(RequestModel):
     """A message; `reasoning_content` (or `reasoning`) is what an assistant thought before."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[ContentPart], Field(max_length=1024)] | None = None
+    content: str | Annotated[list[ContentPart], Field(max_length=1024, fail_fast=True)] | None = None
     name: str | None = Field(None, max_length=256)
-    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128, fail_fast=True)] | None = None
     tool_call_id: str | None = Field(None, max_length=256)
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -111,13 +111,13 @@ class ChatRequest(SamplingFields):
     """
 
     model: str | None = Field(None, max_length=512)
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=16384)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=16384, fail_fast=True)]
     max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=2**31 - 1)
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None

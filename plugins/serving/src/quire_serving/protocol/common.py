@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from quire.api.outputs import Logprob, PositionLogprobs
 from quire_serving.errors import ApiError
@@ -19,6 +19,20 @@ class RequestModel(BaseModel):
     """Base of requests: unknown fields are refused, and nothing is converted (true is no number)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_field(cls, values: Any) -> Any:
+        """Keep one unknown field to be refused: a body of a million would make as many errors."""
+        if not isinstance(values, dict):
+            return values
+        known = {field.alias or name for name, field in cls.model_fields.items()} | cls.model_fields.keys()
+        unknown = [name for name in values if name not in known]
+        return (
+            values
+            if len(unknown) < 2
+            else {name: values[name] for name in values.keys() & known} | {unknown[0]: 0}
+        )
 
 
 class ResponseModel(BaseModel):

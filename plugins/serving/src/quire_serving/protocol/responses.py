@@ -47,7 +47,8 @@ def _text_or_list(value: object) -> str:
 
 # Told apart by their kind, so that errors are about the one that was meant.
 TextContent = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[TextPart], Field(max_length=1024), Tag("list")],
+    Annotated[str, Tag("text")]
+    | Annotated[list[TextPart], Field(max_length=1024, fail_fast=True), Tag("list")],
     Discriminator(_text_or_list),
 ]
 
@@ -113,7 +114,7 @@ InputItem = Annotated[
 ]
 Input = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[InputItem], Field(min_length=1, max_length=4096), Tag("list")],
+    | Annotated[list[InputItem], Field(min_length=1, max_length=4096, fail_fast=True), Tag("list")],
     Discriminator(_text_or_list),
 ]
 
@@ -150,7 +151,7 @@ class ResponsesRequest(SamplingFields):
     prompt_cache_key: str | None = Field(None, max_length=512)
     safety_identifier: str | None = Field(None, max_length=512)
     service_tier: Literal["auto", "default"] | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
     background: Any = _NEUTRAL_ONLY
     context_management: Any = _NEUTRAL_ONLY

@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any, Self
 
 import orjson
-from pydantic import Field, ModelWrapValidatorHandler, model_validator
+from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, model_validator
 
 from quire import SamplingParams
 from quire.api.errors import QuireError
@@ -17,6 +17,8 @@ from quire_serving.state import ServerState
 
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+MAX_BIASES = 1024
+Bias = Annotated[float, Field(ge=-100, le=100)]
 _NEUTRAL_ONLY = Field(default=None, description="not served: only values that ask for nothing are accepted")
 _TOKEN_ID = re.compile("[0-9]{1,10}")
 _GRAMMAR = ForeignField("check the output and ask again, or leave it out")
@@ -42,6 +44,13 @@ _SAME = (
     "include_stop_str_in_output",
     "max_draft_tokens",
 )
+
+
+def few_biases(value: object) -> object:
+    """Refuse a mapping by its length before its values are looked at."""
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"it has {len(value)} entries, the limit is {MAX_BIASES}")
+    return value
 
 
 class ForeignFields(RequestModel):
@@ -107,14 +116,16 @@ class SamplingFields(ForeignFields):
     min_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     prompt_logprobs: int | None = Field(None, ge=-1, le=2**31 - 1)
-    logit_bias: dict[str, float] | None = Field(None, max_length=1024)
+    logit_bias: Annotated[dict[str, Bias], BeforeValidator(few_biases)] | None = Field(
+        None, max_length=MAX_BIASES
+    )
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
