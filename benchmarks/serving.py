@@ -36,7 +36,7 @@ def main() -> None:
     offline, served, ratios, first_offline, first_served, client_cpu = [], [], [], [], [], []
     for repeat in range(args.repeats):
         jobs = sharegpt_like(bench.shape.vocab, repeat, args.requests)
-        idle = [single(bench.shape.vocab, number, 64, 4) for number in range(20)]
+        idle = [single(bench.shape.vocab, number, 64, 16) for number in range(20)]
         with bench.open_llm(
             max_num_seqs=args.clients, max_model_len=MAX_MODEL_LEN, skip_tokenizer_init=False
         ) as llm:
@@ -47,7 +47,7 @@ def main() -> None:
         with server(bench) as url:
             run_served(url, jobs[: args.clients], args.clients)
             records = [run_served(url, [job], 1)[0] for job in idle]
-            first_served += [record.arrivals_s[0] for record in records]
+            first_served += [record.arrivals_s[0] for record in records if record.arrivals_s]
             reset_prefix_cache(url)
             cpu_s, begin = time.process_time(), time.perf_counter()
             run_served(url, jobs, args.clients)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import string
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
 
@@ -75,6 +80,9 @@ def checkpoint(shape: Shape, folder: Path | None = None) -> Path:
         partial = target / "model.safetensors.partial"
         save_file(_random_weights(shape), str(partial), metadata={"format": "pt"})
         partial.rename(weights)
+    tokenizer = target / "tokenizer.json"
+    if not tokenizer.exists():
+        _made_up_tokenizer(shape.vocab).save(str(tokenizer))
     return target
 
 
@@ -97,6 +105,23 @@ def _config(shape: Shape) -> dict[str, object]:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
+
+
+def _made_up_tokenizer(vocab_size: int) -> Tokenizer:
+    """Byte-level BPE of the given size, whose longer tokens are letters in a row."""
+    tokens = ["<unk>", "<s>", "</s>", *sorted(ByteLevel.alphabet())]
+    starts, merges = ["Ġ", *string.ascii_letters], []
+    for start in starts:
+        for letter in string.ascii_lowercase:
+            if len(tokens) < vocab_size:
+                merges.append((start, letter))
+                tokens.append(start + letter)
+                starts.append(start + letter)
+    tokenizer = Tokenizer(BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens(tokens[:3])
+    return tokenizer
 
 
 def _random_weights(shape: Shape) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -59,10 +60,10 @@ class AsyncLLM:
 
     def _build(self, config: EngineConfig, host: PluginHost | None) -> None:
         self.config = config
-        self._engine = build_engine(config, host)
         self._submitting: dict[str, _Stream] = {}
         self._streams: dict[str, _Stream] = {}  # the engine's thread adds, changes and reads it
-        self._thread = EngineThread(self._engine, self._deliver, self._end)
+        self._thread = EngineThread(partial(build_engine, config, host), self._deliver, self._end)
+        self._engine = self._thread.built()
 
     async def generate(
         self,

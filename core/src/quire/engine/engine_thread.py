@@ -21,10 +21,13 @@ logger = logging.getLogger("quire")
 
 
 class EngineThread:
-    """Runs an engine; nobody else may touch it meanwhile.
+    """Builds an engine and runs it; nobody else may touch it meanwhile.
+
+    The engine is built where it runs: OpenMP keeps a team of workers for each thread that computes, and two
+    teams on the same cores take turns asleep, which makes steps half as fast.
 
     Args:
-        engine: goes over to the thread; closed when the thread ends.
+        build: called in the thread; the engine is closed when the thread ends.
         deliver: takes what requests got in a step, in the engine's thread. Requests that have ended are
             forgotten before.
         ended: told, in the engine's thread, that no delta will follow, and why: it was closed, or what broke it.
@@ -32,19 +35,23 @@ class EngineThread:
 
     def __init__(
         self,
-        engine: Engine,
+        build: Callable[[], Engine],
         deliver: Callable[[list[OutputDelta]], None],
         ended: Callable[[EngineClosedError], None],
     ) -> None:
-        self._engine = engine
+        self._built: Future[Engine] = Future()
         self._deliver = deliver
         self._ended = ended
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._is_closed = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="quire-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(build,), name="quire-engine", daemon=True)
         self._thread.start()
+
+    def built(self) -> Engine:
+        """The engine, once it is built; raises what building it raised."""
+        return self._built.result()
 
     def call(self, function: Callable[[Engine], T]) -> Future[T]:
         """Have something done with the engine between two steps, in the order of the calls."""
@@ -65,7 +72,15 @@ class EngineThread:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _run(self) -> None:
+    def _run(self, build: Callable[[], Engine]) -> None:
+        try:
+            self._engine = build()
+        except BaseException as error:
+            self._error = error
+            self._refuse_rest()
+            self._built.set_exception(error)
+            return
+        self._built.set_result(self._engine)
         try:
             while self._do_tasks():
                 if self._engine.has_unfinished:

@@ -83,7 +83,9 @@ class EngineServer:
             from quire.engine.build import build_engine  # with torch: seconds, in which the heart beats
             from quire.engine.engine_thread import EngineThread
 
-            engine = build_engine(EngineConfig.validated(config))
+            build = partial(build_engine, EngineConfig.validated(config))
+            self._thread = EngineThread(build, self._deliver, self._end)
+            engine = self._thread.built()
             description = engine.describe()
         except Exception as error:
             logger.debug("building the engine failed", exc_info=True)
@@ -91,9 +93,8 @@ class EngineServer:
             sys.stderr.flush()
             os._exit(1)
         names = [field.name for field in dataclasses.fields(description) if field.name != "config"]
-        self._engine = engine
         self._channel.send(Started({name: getattr(description, name) for name in names}))
-        self._thread = EngineThread(engine, self._deliver, self._end)
+        self._engine = engine
 
     def run(self) -> None:
         """Do what is said until the end."""
@@ -171,9 +172,9 @@ class EngineServer:
                 self._channel.send(Heartbeat(count, is_busy, *self._load()))
             except OSError:
                 os._exit(0)
-            if self._thread is not None and count != counted and time.monotonic() - counted_at >= COUNTERS_S:
+            if self._engine is not None and count != counted and time.monotonic() - counted_at >= COUNTERS_S:
                 counted_at, counted = time.monotonic(), count + 1  # the call itself counts
-                self._thread.call(_get_metrics).add_done_callback(self._after_counters)
+                self._required_thread.call(_get_metrics).add_done_callback(self._after_counters)
             time.sleep(HEARTBEAT_S)
 
     def _progress(self) -> int:
