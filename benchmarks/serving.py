@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from common import Bench, argument_parser, spread
@@ -31,43 +34,36 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--clients", type=int, default=32, help="streams at a time (default: 32)")
     parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument(
+        "--peer",
+        metavar="COMMAND",
+        help="another server, measured in turns: its command, with {model}, {name}, {port}, {clients}, {length}",
+    )
     args = parser.parse_args()
     bench = Bench.start("serving", args)
-    offline, served, ratios, first_offline, first_served, client_cpu = [], [], [], [], [], []
+    figures: defaultdict[str, list[float]] = defaultdict(list)
     for repeat in range(args.repeats):
         jobs = sharegpt_like(bench.shape.vocab, repeat, args.requests)
-        idle = [single(bench.shape.vocab, number, 64, 16) for number in range(20)]
-        with bench.open_llm(
-            max_num_seqs=args.clients, max_model_len=MAX_MODEL_LEN, skip_tokenizer_init=False
-        ) as llm:
-            run_offline(llm, jobs[: args.clients])
-            first_offline += [first_token_s(llm, job) for job in idle]
-            llm.reset_prefix_cache()
-            offline.append(tokens(jobs) / run_offline(llm, jobs))
+        measure_offline(bench, jobs, figures)
         with server(bench) as url:
-            run_served(url, jobs[: args.clients], args.clients)
-            records = [run_served(url, [job], 1)[0] for job in idle]
-            first_served += [record.arrivals_s[0] for record in records if record.arrivals_s]
-            reset_prefix_cache(url)
-            cpu_s, begin = time.process_time(), time.perf_counter()
-            run_served(url, jobs, args.clients)
-            wall_s = time.perf_counter() - begin
-            served.append(tokens(jobs) / wall_s)
-            client_cpu.append((time.process_time() - cpu_s) / wall_s)
-        ratios.append(served[-1] / offline[-1])
-    extra_ms = 1000 * (statistics.median(first_served) - statistics.median(first_offline))
-    bench.write(
-        {
-            "offline_tokens_per_s": spread(offline, 1),
-            "served_tokens_per_s": spread(served, 1),
-            "served_by_offline": spread(ratios, 3),
-            "client_cpu_cores": spread(client_cpu, 3),
-            "idle_ttft_offline_s": spread(first_offline),
-            "idle_ttft_served_s": spread(first_served),
-            "idle_ttft_over_offline_ms": round(extra_ms, 2),
-            "cold_start_to_first_token_s": spread([cold_start_s() for _ in range(args.repeats)], 2),
-        }
-    )
+            measure_served("served", bench, url, jobs, figures)
+        figures["served_by_offline"].append(figures["served"][-1] / figures["offline"][-1])
+        if args.peer is not None:
+            with peer_server(bench) as url:
+                measure_served("peer", bench, url, jobs, figures)
+        figures["cold_start"].append(cold_start_s())
+    extra_s = statistics.median(figures["served_first"]) - statistics.median(figures["offline_first"])
+    results: dict[str, object] = {"served_by_offline": spread(figures["served_by_offline"], 3)}
+    for who in ("offline", "served", "peer"):
+        if figures[who]:
+            results[f"{who}_tokens_per_s"] = spread(figures[who], 1)
+            results[f"{who}_idle_ttft_s"] = spread(figures[f"{who}_first"])
+    results |= {
+        "idle_ttft_over_offline_ms": round(1000 * extra_s, 2),
+        "client_cpu_cores": spread(figures["served_client_cpu"], 3),
+        "cold_start_to_first_token_s": spread(figures["cold_start"], 2),
+    }
+    bench.write(results)
 
 
 def tokens(jobs: Sequence[Job]) -> int:
@@ -115,6 +111,38 @@ def run_served(url: str, jobs: Sequence[Job], num_clients: int) -> list[RequestR
     return records
 
 
+def idle_jobs(bench: Bench) -> list[Job]:
+    """Jobs that come alone, for the time of their first token."""
+    return [single(bench.shape.vocab, number, 64, 16) for number in range(20)]
+
+
+def measure_offline(bench: Bench, jobs: Sequence[Job], figures: dict[str, list[float]]) -> None:
+    """The engine without a server: tokens per second, and first tokens of jobs that come alone."""
+    with bench.open_llm(
+        max_num_seqs=bench.args.clients, max_model_len=MAX_MODEL_LEN, skip_tokenizer_init=False
+    ) as llm:
+        run_offline(llm, jobs[: bench.args.clients])
+        figures["offline_first"] += [first_token_s(llm, job) for job in idle_jobs(bench)]
+        llm.reset_prefix_cache()
+        figures["offline"].append(tokens(jobs) / run_offline(llm, jobs))
+
+
+def measure_served(
+    who: str, bench: Bench, url: str, jobs: Sequence[Job], figures: dict[str, list[float]]
+) -> None:
+    """The same through a server, with one stream a job; and the CPU cores that the clients took."""
+    num_clients = bench.args.clients
+    run_served(url, jobs[:num_clients], num_clients)
+    records = [run_served(url, [job], 1)[0] for job in idle_jobs(bench)]
+    figures[f"{who}_first"] += [record.arrivals_s[0] for record in records if record.arrivals_s]
+    reset_prefix_cache(url)
+    cpu_s, begin = time.process_time(), time.perf_counter()
+    run_served(url, jobs, num_clients)
+    wall_s = time.perf_counter() - begin
+    figures[who].append(tokens(jobs) / wall_s)
+    figures[f"{who}_client_cpu"].append((time.process_time() - cpu_s) / wall_s)
+
+
 def reset_prefix_cache(url: str) -> None:
     """What the first run left would help the second."""
     import httpx
@@ -156,6 +184,32 @@ def started(words: Sequence[str]) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate()
+
+
+@contextmanager
+def peer_server(bench: Bench) -> Iterator[str]:
+    """The other server, once it answers; its URL."""
+    import httpx
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    values = {"model": bench.model, "name": MODEL_NAME, "port": port, "length": MAX_MODEL_LEN}
+    words = shlex.split(bench.args.peer.format(clients=bench.args.clients, **values))
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while True:
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{url}/v1/models").is_success:
+                    break
+            if process.poll() is not None:
+                raise RuntimeError(f"{words[0]} ended with status {process.returncode}")
+            time.sleep(0.5)
+        yield url
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
 
 
 def cold_start_s() -> float:

@@ -16,13 +16,15 @@ from quire.api import extensions, hf_config, hookspecs, specs
 from quire.api.batch import ForwardBatch
 from quire.api.config import SECTIONS, PluginSettings
 from quire.api.plugin_settings import OrderSettings
-from quire.api.protocols import AttentionParams, BuildContext, Command, Model, ModelConfig, ModelFactory
+from quire.api.protocols import AttentionParams, BuildContext, Model, ModelConfig, ModelFactory
 from quire.api.request import SamplingParams
 from quire.cli.flags import CLI_SAMPLING_DEFAULTS, Setting, engine_settings, sampling_settings
+from quire.cli.help import subcommands
+from quire.cli.main import build_parser
 from quire.cli.plugin_flags import add_plugin_flags
 from quire.nn import activation, dtypes, linear, mlp, norm, rope_config, rotary
-from quire.plugins import resolve_factory
-from quire.plugins.builtin import quire_register_commands, quire_register_ops
+from quire.plugins import PluginHost
+from quire.plugins.builtin import quire_register_ops
 
 REFERENCE = Path(__file__).parent / "reference"
 SECTIONS_OF_DOCSTRINGS = {
@@ -31,6 +33,8 @@ SECTIONS_OF_DOCSTRINGS = {
     "Returns:": "Returns:",
     "Raises:": "Raises:",
 }
+SETTINGS_GROUPS = frozenset({*engine_settings(), "sampling", "plugins"})
+DISTRIBUTIONS = ("quire-core", "quire-quantization", "quire-serving")
 NOTE = "<!-- Written by docs/generate.py from the code: change the code, then run `make docs`. -->\n"
 
 
@@ -83,25 +87,29 @@ def settings_page() -> str:
 
 
 def cli_page() -> str:
-    """Every command of core and its flags; those derived from settings are left to that page."""
+    """Every command of Quire's own distributions and its flags; those of settings are left to that page."""
     lines = [NOTE, "# Command line", ""]
     lines += [
         "`quire COMMAND --help` says the same. Errors are one line on standard error and exit status 2;",
         "`--debug` adds the traceback. Commands that run a model also take a flag for every",
-        "[setting](settings.md).",
+        "[setting](settings.md), and those that sample one for every",
+        "[sampling parameter](settings.md#sampling-parameters).",
         "",
     ]
-    derived = {entry.dest for group in engine_settings().values() for entry in group}
-    derived |= {entry.dest for entry in sampling_settings()}
     shared = argparse.ArgumentParser(add_help=False)
     add_plugin_flags(shared)
-    lines += _command("Flags of plugins", "every command takes these", shared, derived)
-    derived |= {action.dest for action in shared._actions}
-    for spec in quire_register_commands():
-        parser = argparse.ArgumentParser(prog=f"quire {spec.name}", add_help=False)
-        command = typing.cast(type[Command], resolve_factory(spec.factory))()
-        command.add_arguments(parser)
-        lines += _command(f"quire {spec.name}", spec.help, parser, derived)
+    lines += _command("Flags of plugins", "every command takes these", shared, left_out=frozenset())
+    host = PluginHost.discover(PluginSettings(), strict=False)
+    commands = host.commands
+    ours = [
+        spec.name
+        for spec in commands.specs()
+        if commands.registration(spec.name).distribution in DISTRIBUTIONS
+    ]
+    parser, _ = build_parser(host, ours)
+    for name, child in subcommands(parser).items():
+        if name in ours:
+            lines += _command(f"quire {name}", commands.spec(name).help, child)
     return _join(lines)
 
 
@@ -247,21 +255,38 @@ def _hook_text(doc: str) -> list[str]:
 
 
 def _command(
-    title: str, text: str, parser: argparse.ArgumentParser, derived: set[str], level: int = 2
+    title: str,
+    text: str,
+    parser: argparse.ArgumentParser,
+    level: int = 2,
+    left_out: frozenset[str] = SETTINGS_GROUPS,
 ) -> list[str]:
-    rows: list[tuple[str, ...]] = []
-    below: list[str] = []
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for choice in action._choices_actions:
-                child = action.choices[choice.dest]
-                below += _command(f"{title} {choice.dest}", choice.help or "", child, derived, level + 1)
-        elif action.dest not in derived | {"help"} and action.help != argparse.SUPPRESS:
-            metavar = f" {action.metavar}" if action.metavar and action.nargs != 0 else ""
-            named = f"{', '.join(action.option_strings)}{metavar}".strip()
-            rows.append((f"`{named}`", action.help or ""))
+    """A command's flags by group, then its own commands."""
     lines = [f"{'#' * level} `{title}`", "", f"{text[:1].upper()}{text[1:]}.", ""]
-    return lines + (_table(("flag", "meaning"), rows) if rows else []) + below
+    below: list[str] = []
+    for group in parser._action_groups:
+        if group.title in left_out:
+            continue
+        rows = []
+        for action in group._group_actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for choice in action._choices_actions:
+                    child = action.choices[choice.dest]
+                    below += _command(f"{title} {choice.dest}", choice.help or "", child, level + 1)
+            elif action.help != argparse.SUPPRESS and action.dest not in ("help", "debug"):
+                rows.append((f"`{_named(action)}`", (action.help or "").replace("%%", "%")))
+        if rows:
+            head = "argument" if group.title == "positional arguments" else "flag"
+            named = "" if group.title in ("options", "positional arguments") else f" ({group.title})"
+            lines += _table((head + named, "meaning"), rows)
+    return lines + below
+
+
+def _named(action: argparse.Action) -> str:
+    """A flag or an argument as one writes it."""
+    metavar = action.metavar or ("|".join(str(choice) for choice in action.choices) if action.choices else "")
+    words = ", ".join(action.option_strings)
+    return f"{words} {metavar}".strip() if action.nargs != 0 else words
 
 
 def _fields_table(fields: Mapping[str, FieldInfo]) -> list[str]:

@@ -15,7 +15,7 @@ from quire import LLM, AsyncLLM, SamplingParams
 from quire.api.errors import EngineClosedError, PluginError, PromptError, SamplingParamsError
 from quire.api.outputs import PositionLogprobs, RequestOutput
 from quire.api.step import TokenLogprobs
-from quire.engine.outputs import PieceDecoder
+from quire.engine.choice import PieceDecoder
 from quire.testing.tiny_models import write_tiny_llama
 
 SETTINGS: dict[str, object] = {
@@ -69,7 +69,7 @@ async def wait_until_idle(llm: AsyncLLM) -> None:
         await asyncio.sleep(0.01)
     else:
         raise AssertionError(f"not idle: {found}")
-    assert not llm._streams and not llm._engine._trackers
+    assert not llm._streams and not llm._engine._book.ids()
 
 
 def test_streams_equal_offline_outputs(folder: Path, llm: AsyncLLM) -> None:

@@ -143,7 +143,7 @@ def test_an_interrupt_is_no_fault_of_the_plugin(
     with open_faulty(folder, fault) as llm:
         with pytest.raises(KeyboardInterrupt):
             generate(llm)
-        for name in list(llm.engine._trackers):
+        for name in llm.engine._book.ids():
             llm.engine.discard(name)
         llm.engine._scheduler.check_invariants()
         assert not llm.engine.has_unfinished and not llm.engine._failures
@@ -158,7 +158,7 @@ def test_an_interrupt_in_request_added_takes_the_request_back(folder: Path) -> N
     with open_faulty(folder, Fault("EngineObserver.request_added", "interrupt", 1)) as llm:
         with pytest.raises(KeyboardInterrupt):
             llm.engine.add_request(PROMPT, PARAMS[0])
-        assert not llm.engine._trackers and not llm.engine.has_unfinished
+        assert not llm.engine._book.ids() and not llm.engine.has_unfinished
 
 
 def test_generate_returns_the_neighbours_and_the_error(folder: Path, expected: list[list[int]]) -> None:

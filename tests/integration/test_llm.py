@@ -374,7 +374,7 @@ def _interrupt_points(llm: LLM) -> dict[str, tuple[object, str]]:
         "allocate": (scheduler.block_manager, "allocate"),
         "commit": (scheduler.block_manager, "commit"),
         "confirm": (scheduler.block_manager, "confirm"),
-        "emit": (engine, "_emit"),
+        "emit": (engine._stepper, "_emit"),
     }
 
 

@@ -27,6 +27,8 @@ KINDS = (
     "drafter",
     "observer",
     "command",
+    "tool-parser",
+    "route",
 )
 
 

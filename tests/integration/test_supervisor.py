@@ -36,7 +36,9 @@ from quire.engine.find_model import find_model
 from quire.engine.local_client import LocalEngine
 from quire.engine.supervisor import SupervisedEngine
 
-WATCHDOG_S = 1.5
+WATCHDOG_S = 4.0
+LONG_S = 60.0
+"""A watchdog that a busy machine does not set off."""
 MAX_TOKENS = 60
 
 FAULTS = """
@@ -116,12 +118,16 @@ async def answers_of(client: EngineClient, requests: Sequence[EngineRequest]) ->
 
 
 def config_of(**keywords: object) -> EngineConfig:
-    return EngineConfig.from_keywords({"model": "tiny", "dtype": "float64", **keywords})
+    return EngineConfig.from_keywords(
+        {"model": "tiny", "dtype": "float64", "num_kv_blocks": 2048, **keywords}
+    )
 
 
 @asynccontextmanager
-async def supervised(config: EngineConfig, max_restarts: int = 3) -> AsyncIterator[SupervisedEngine]:
-    client = await SupervisedEngine.start(config, EngineProcessOptions(WATCHDOG_S, max_restarts))
+async def supervised(
+    config: EngineConfig, max_restarts: int = 3, watchdog_s: float = LONG_S
+) -> AsyncIterator[SupervisedEngine]:
+    client = await SupervisedEngine.start(config, EngineProcessOptions(watchdog_s, max_restarts))
     try:
         yield client
     finally:
@@ -291,7 +297,7 @@ def test_what_cannot_start() -> None:
 
 def test_killed_and_stopped_in_mid_stream(expected: list[Answer]) -> None:
     async def main() -> None:
-        async with supervised(config_of()) as client:
+        async with supervised(config_of(), watchdog_s=WATCHDOG_S) as client:
             await client.set_plugin("ngram", is_enabled=False)
             for number, at in ((signal.SIGKILL, 3), (signal.SIGSTOP, 20), (signal.SIGKILL, 45)):
                 before = {m.name: m.value for m in await client.get_metrics()}
@@ -305,7 +311,8 @@ def test_killed_and_stopped_in_mid_stream(expected: list[Answer]) -> None:
                 assert sum(delta.prompt_logprobs is not None for delta in got[2].deltas) == 1
                 after = {m.name: m.value for m in await client.get_metrics()}
                 assert after["quire:engine_restarts"] == before["quire:engine_restarts"] + 1
-                assert after["quire:num_requests"] >= before["quire:num_requests"]
+                assert after["quire:num_requests"] == before["quire:num_requests"] + len(got)
+                assert after["quire:prompt_tokens"] == before["quire:prompt_tokens"] + 4 * len(got)
             assert client.status().is_ready and client.status().num_restarts == 3
 
     asyncio.run(main())
@@ -341,7 +348,7 @@ def test_suspects_are_tried_one_at_a_time(faults: Path) -> None:
 
 def test_a_hang_is_ended_by_the_watchdog(faults: Path, capfd: pytest.CaptureFixture[str]) -> None:
     async def main() -> None:
-        async with supervised(config_of()) as client:
+        async with supervised(config_of(), watchdog_s=WATCHDOG_S) as client:
             request = faulty("hangs", kind="hang", at=3, marker=str(faults / "hung"))
             answer = await answer_of(client, request)
             plain = EngineRequest(
@@ -352,6 +359,65 @@ def test_a_hang_is_ended_by_the_watchdog(faults: Path, capfd: pytest.CaptureFixt
 
     asyncio.run(main())
     assert "supfaults.py" in capfd.readouterr().err, "no stack was dumped"
+
+
+def test_a_build_that_hangs_is_ended(faults: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (faults / "supfaults.py").write_text(
+        textwrap.dedent("""
+        import sys, time
+        from quire.api.hookspecs import hookimpl
+        from quire.api.specs import PluginInfo
+
+        @hookimpl
+        def quire_plugin_info():
+            if "quire.engine.process" in sys.orig_argv:
+                time.sleep(600)  # the heart beats
+            return PluginInfo(api=">=1,<2", description="never comes up")
+        """)
+    )
+
+    async def main() -> None:
+        options = EngineProcessOptions(watchdog_s=LONG_S, max_build_s=12.0)
+        with pytest.raises(EngineClosedError, match="it was not built within 12 s"):
+            await SupervisedEngine.start(config_of(), options)
+        assert not psutil.Process().children(recursive=True)
+
+    asyncio.run(main())
+    assert "supfaults.py" in capfd.readouterr().err, "no stack was dumped"
+
+
+def test_a_cancelled_start_or_close_leaves_no_process() -> None:
+    async def main() -> None:
+        for after_s in (0.05, 1.0):
+            starting = asyncio.create_task(SupervisedEngine.start(config_of(), EngineProcessOptions()))
+            await asyncio.sleep(after_s)
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+            assert not psutil.Process().children(recursive=True)
+        client = await SupervisedEngine.start(config_of(), EngineProcessOptions())
+        os.kill(client.pid or 0, signal.SIGSTOP)  # so that it does not end by itself
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.close(), 0.2)
+        assert not psutil.Process().children(recursive=True)
+        assert not [task for task in asyncio.all_tasks() if "quire" in repr(task)]
+
+    asyncio.run(main())
+
+
+def test_an_id_is_free_as_soon_as_its_stream_is_left() -> None:
+    async def main() -> None:
+        async with supervised(config_of()) as client:
+            params = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
+            alone = await answer_of(client, EngineRequest("alone", [50, 60, 70], params))
+            for _ in range(5):
+                async with aclosing(client.stream(EngineRequest("x", [5, 6, 7], params))) as deltas:
+                    await anext(deltas)
+                assert (
+                    await answer_of(client, EngineRequest("x", [50, 60, 70], params))
+                ).content == alone.content
+
+    asyncio.run(main())
 
 
 def test_gives_up(tmp_path: Path) -> None:

@@ -30,6 +30,21 @@ text = litellm.text_completion(
 )
 found["completion"] = text.usage.completion_tokens
 
+parameters = {"type": "object", "properties": {"country": {"type": "string"}}}
+asked = {
+    "model": "hosted_vllm/tiny",
+    "messages": [{"role": "user", "content": "What is the capital of France? Answer as JSON."}],
+    "tools": [{"type": "function", "function": {"name": "capital_of", "parameters": parameters}}],
+    "max_tokens": 60,
+    **common,
+}
+called = litellm.completion(**asked).choices[0]
+found["tool_finish"] = called.finish_reason
+whole = litellm.stream_chunk_builder(list(litellm.completion(stream=True, **asked)))
+for name, message in (("tool", called.message), ("streamed_tool", whole.choices[0].message)):
+    function = message.tool_calls[0].function
+    found[name] = {"name": function.name, "country": json.loads(function.arguments)["country"]}
+
 for name, values in {"unknown_model": {"model": "openai/other"}, "bad_key": {"api_key": "wrong"}}.items():
     try:
         litellm.completion(**{"model": "openai/tiny", "messages": messages, **common, **values})

@@ -27,6 +27,20 @@ found.completion = completion.usage.completion_tokens;
 const stopped = await client.chat.completions.create({ ...plain, stop: [found.streamed.slice(1, 2)] });
 found.stopped = stopped.choices[0].message.content;
 
+const asked = {
+  ...plain,
+  max_tokens: 60,
+  messages: [{ role: "user", content: "What is the capital of France? Answer as JSON." }],
+  tools: [{ type: "function", function: { name: "capital_of", parameters: { type: "object", properties: { country: { type: "string" } } } } }],
+};
+const called = (await client.chat.completions.create(asked)).choices[0];
+found.toolFinish = called.finish_reason;
+const call = called.message.tool_calls[0].function;
+found.tool = { name: call.name, country: JSON.parse(call.arguments).country };
+const runner = await client.chat.completions.stream(asked).finalMessage();
+const streamedCall = runner.tool_calls[0].function;
+found.streamedTool = { name: streamedCall.name, country: JSON.parse(streamedCall.arguments).country };
+
 async function failure(call) {
   try {
     await call();

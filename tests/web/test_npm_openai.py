@@ -10,24 +10,14 @@ from pathlib import Path
 import pytest
 from server_process import ServerProcess
 
-PACKAGE = "openai@6"
 KEY = "a-key-of-the-test"
-pytestmark = [
-    pytest.mark.web,
-    pytest.mark.skipif(
-        shutil.which("node") is None or shutil.which("npm") is None, reason="no node and npm here"
-    ),
-]
+pytestmark = pytest.mark.web
 
 
-def test_npm_client(tmp_path: Path) -> None:
-    install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(tmp_path), PACKAGE]
-    installed = subprocess.run(install, capture_output=True, text=True, timeout=120, check=False)
-    if installed.returncode:
-        pytest.skip(f"npm cannot install {PACKAGE}: {installed.stderr.strip().splitlines()[-1:]}")
+def test_npm_client(npm_folder: Path, capitals: tuple[str, ...]) -> None:
     # Node looks for packages beside the script.
-    script = shutil.copy(Path(__file__).with_name("npm_openai.mjs"), tmp_path)
-    with ServerProcess("--api-key", KEY) as server:
+    script = shutil.copy(Path(__file__).with_name("npm_openai.mjs"), npm_folder)
+    with ServerProcess("--api-key", KEY, *capitals) as server:
         run = subprocess.run(
             ["node", script, server.url, KEY], capture_output=True, text=True, timeout=60, check=False
         )
@@ -40,6 +30,8 @@ def test_npm_client(tmp_path: Path) -> None:
     assert found["logprobs"] * 2 == found["usage"]["completion_tokens"]
     assert found["completion"] <= 7
     assert found["stopped"] == found["streamed"].split(found["streamed"][1])[0]
+    assert found["toolFinish"] == "tool_calls"
+    assert found["tool"] == found["streamedTool"] == {"name": "capital_of", "country": "France"}
     assert found["unknownModel"] == {"name": "NotFoundError", "status": 404, "code": "model_not_found"}
     assert (found["badValue"]["name"], found["badValue"]["status"]) == ("BadRequestError", 400)
     assert (found["badKey"]["name"], found["badKey"]["status"]) == ("AuthenticationError", 401)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from canned_server import HOSTILE, Canned, LiveServer, create
 from cdp_browser import Browser, find_browser
@@ -163,6 +165,7 @@ def test_a_key_opens_the_server(tab: Browser, canned: Canned, url: str) -> None:
     tab.open(url)
     tab.wait_for("!document.getElementById('engine-note').hidden")
     assert "enter it at the top" in tab.evaluate("document.getElementById('engine-note').textContent")
+    assert tab.evaluate("document.getElementById('key').getBoundingClientRect().right") > 1200
     shoot(tab, "no_key")
     tab.evaluate("document.getElementById('key').focus()")
     tab.type("secret")
@@ -262,4 +265,13 @@ def test_it_works_with_the_real_server(tab: Browser) -> None:
         tab.evaluate("document.getElementById('plugins-box').open = true")
         tab.wait_for("document.getElementById('spark-line').getAttribute('d').split('L').length > 3")
         shoot(tab, "real")
+        with ThreadPoolExecutor() as pool:
+            headers = {"Authorization": "Bearer secret"}
+            body = {"model": "tiny", "prompt": "San", "max_tokens": 1000, "ignore_eos": True, "n": 4}
+            pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, headers=headers, timeout=60)
+            tab.wait_for("document.getElementById('running').textContent === '4'")
+            tab.wait_for("parseFloat(document.getElementById('rate').textContent) > 10")
+            tab.wait_for("parseInt(document.getElementById('legend-used').textContent) > 4")
+            shoot(tab, "real_busy")
+            tab.wait_for("document.getElementById('running').textContent === '0'", 30)
         tab.evaluate("sessionStorage.clear()")

@@ -10,6 +10,7 @@ import pytest
 
 from quire.cli.completion import command_table, script
 from quire.cli.help import print_matching, requested_help, subparser_of
+from quire.cli.main import main
 
 
 @pytest.fixture
@@ -68,7 +69,24 @@ def test_bash_completes(parser: argparse.ArgumentParser, words: str, expected: s
 
 
 @pytest.mark.parametrize(
-    ("shell", "line"), [("zsh", '"bench load") words_="--rate" ;;'), ("fish", "-a '--rate'")]
+    ("shell", "line"), [("zsh", '"bench load") names="--rate" ;;'), ("fish", "-a '--rate'")]
 )
 def test_other_shells_know_the_same(parser: argparse.ArgumentParser, shell: str, line: str) -> None:
     assert line in script(parser, shell)
+
+
+def test_bash_completes_the_installed_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash")
+    assert main(["completion", "bash"]) == 0
+    ask = """
+ask() { COMP_WORDS=(quire "$@"); COMP_CWORD=$#; _quire; echo "${COMPREPLY[@]}"; }
+ask ser; ask serve tiny --max-mod; ask bench serve --good; ask plugins inf
+ask bench latency --num-iters-; complete -p quire
+"""
+    said = subprocess.run(
+        [bash, "--norc"], input=capsys.readouterr().out + ask, capture_output=True, text=True, timeout=20
+    )
+    expected = ["serve", "--max-model-len", "--goodput", "info", "--num-iters-warmup"]
+    assert said.stdout.splitlines() == [*expected, "complete -o default -F _quire quire"] and not said.stderr

@@ -133,11 +133,11 @@ def test_text_comes_from_the_tokenizer_and_is_missed_without(make_engine, finish
 def test_unseeded_requests_draw_seeds_of_their_own(make_engine):
     engine = make_engine()
     names = [engine.add_request([1], SamplingParams(n=2)) for _ in range(2)]
-    seeds = [request.seed for name in names for request in engine._trackers[name].requests]
+    seeds = [request.seed for name in names for request in engine._book.require(name).requests]
     assert len(set(seeds)) == 4
     again = make_engine()
     again.add_request([1], SamplingParams(n=2))
-    assert [request.seed for request in again._trackers["request-0"].requests] == seeds[:2]
+    assert [request.seed for request in again._book.require("request-0").requests] == seeds[:2]
 
 
 def test_a_failed_execution_ends_its_requests_and_spares_those_that_wait(

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from typing import Any
 
 import pytest
 
-import quire.engine.async_llm
 from quire.api.errors import ConfigError, EngineClosedError
 from quire.engine.async_llm import AsyncLLM
+from quire.engine.build import build_engine
 from quire.engine.engine import Engine
 from quire.engine.engine_thread import EngineThread
 
 
 def test_the_engine_is_built_by_the_thread_that_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = quire.engine.async_llm.build_engine
     names = []
 
     def noted(*arguments: Any) -> Engine:
         names.append(threading.current_thread().name)
-        return build(*arguments)
+        return build_engine(*arguments)
 
-    monkeypatch.setattr(quire.engine.async_llm, "build_engine", noted)
+    monkeypatch.setattr("quire.engine.async_llm.build_engine", noted)
     llm = AsyncLLM("tiny", dtype="float32")
     llm.close()
     assert names == ["quire-engine"]  # a second team of OpenMP's halves the speed
@@ -39,9 +39,39 @@ def test_an_engine_that_cannot_be_built_refuses_what_was_called_meanwhile() -> N
     before = thread.call(lambda engine: 1)
     may_fail.set()
     with pytest.raises(ConfigError, match="no such thing"):
-        thread.built()
+        thread.built.result()
     with pytest.raises(EngineClosedError):
         before.result(timeout=5)
     with pytest.raises(EngineClosedError):
         thread.call(lambda engine: 1).result(timeout=5)
     thread.close()
+
+
+def test_an_interrupt_while_the_engine_is_built_leaves_nothing_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[threading.Thread] = []
+    may_go_on, is_closed = threading.Event(), threading.Event()
+
+    class Built:
+        has_unfinished = False
+
+        def close(self, error: BaseException | None = None) -> None:
+            is_closed.set()
+
+    def build(*arguments: Any) -> Built:
+        threads.append(threading.current_thread())
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        may_go_on.wait(timeout=20)
+        return Built()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers ignore it
+    monkeypatch.setattr("quire.engine.async_llm.build_engine", build)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            AsyncLLM("tiny")
+    finally:
+        signal.signal(signal.SIGINT, before)
+        may_go_on.set()
+    threads[0].join(timeout=5)
+    assert is_closed.is_set() and not threads[0].is_alive()

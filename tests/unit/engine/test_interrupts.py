@@ -77,7 +77,8 @@ def assert_as_new(engine: Engine, expected: list[list[list[int]]], where: str) -
     scheduler.check_invariants()
     assert not engine.has_unfinished, where
     assert scheduler.block_manager.usage().num_used_blocks == 0, where
-    assert not engine._trackers and not engine._owner and not engine._finished, where
+    book = engine._book
+    assert not book._trackers and not book._owners and not book._finished, where
     assert generate(engine) == expected, where
     scheduler.check_invariants()
     assert scheduler.block_manager.usage().num_used_blocks == 0, where
@@ -178,7 +179,9 @@ def test_a_failure_in_taking_a_result_in_is_shown_by_every_output(
     assert engine.output(done).error is None
     assert "the prefix cache is dropped" in caplog.text and "IndexError" in caplog.text
     finished = {
-        metric.labels["finished_reason"]: metric.value for metric in engine.get_metrics() if metric.labels
+        metric.labels["finished_reason"]: metric.value
+        for metric in engine.get_metrics()
+        if metric.name == "quire:request_success"
     }
     assert finished == {"abort": 1, "error": 2}
 
@@ -187,7 +190,7 @@ def test_a_choice_that_ended_unseen_is_not_shown_as_complete(make_engine, monkey
     """The scheduler has ended the request, but its last token never reached the output."""
     engine = make_engine()
     name = engine.add_request([1, 2], SamplingParams(max_tokens=1))
-    monkeypatch.setattr(engine._trackers[name], "apply", planted)
+    monkeypatch.setattr(engine._book.require(name), "apply", planted)
     assert engine.step() == [name]
     output = engine.output(name)
     assert (output.outputs[0].token_ids, output.outputs[0].finish_reason) == ([], "error")

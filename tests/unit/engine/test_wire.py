@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import math
 import socket
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.api.errors import ConfigError, EngineClosedError, ExtensionError, PromptError, StepError
-from quire.api.outputs import ChoiceDelta, Logprob, Metric, OutputDelta, RequestMetrics, SpeculationMetrics
+from quire.api.errors import (
+    CapacityError,
+    ConfigError,
+    EngineClosedError,
+    ExtensionError,
+    PromptError,
+    StepError,
+)
+from quire.api.outputs import (
+    ChoiceDelta,
+    Logprob,
+    Metric,
+    OutputDelta,
+    PositionLogprobs,
+    RequestMetrics,
+    SpeculationMetrics,
+)
 from quire.api.request import SamplingParams
 from quire.engine import wire
-from quire.engine.live_request import merged
 from quire.engine.totals import Totals
 from quire.engine.wire import (
     LENGTH,
@@ -23,6 +38,7 @@ from quire.engine.wire import (
     Deltas,
     FromEngine,
     Heartbeat,
+    PromptLogprobs,
     Refused,
     Reply,
     Submit,
@@ -31,6 +47,7 @@ from quire.engine.wire import (
     decode_to_engine,
     encode,
     frame_length,
+    in_parts,
     plain_params,
 )
 
@@ -107,6 +124,13 @@ def test_errors_are_rebuilt_by_name(error: Exception, kind: type[Exception], tex
     assert isinstance(got, Deltas) and type(got.deltas[0].error) is kind
 
 
+def test_the_plugin_at_fault_is_told() -> None:
+    got = round_trip(Refused("r", ExtensionError("x", "grammars")))
+    assert (
+        isinstance(got, Refused) and isinstance(got.error, ExtensionError) and got.error.plugin == "grammars"
+    )
+
+
 def test_an_unknown_error_is_still_an_error() -> None:
     frame = encode(Refused("r", ConfigError("what")))
     got = decode_from_engine(frame[LENGTH.size :].replace(b"ConfigError", b"FutureError"))
@@ -143,7 +167,7 @@ def test_what_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WireError, match="cannot be sent"):
         encode(Submit("r", [1], {}, "\ud800"))
     monkeypatch.setattr(wire, "MAX_FRAME_BYTES", 100)
-    with pytest.raises(WireError, match="the limit is 100"):
+    with pytest.raises(CapacityError, match="the limit is 100"):
         encode(Submit("r", [1] * 200, {}))
     with pytest.raises(WireError, match="the limit is 100"):
         frame_length(LENGTH.pack(101))
@@ -167,26 +191,30 @@ def test_a_channel_reads_whole_frames_and_sees_the_end() -> None:
         assert channel.receive() is None
 
 
-def test_merged_deltas_say_the_same() -> None:
-    first = OutputDelta("r", [ChoiceDelta(1, "a", [1], [{1: Logprob(-1)}])], False, [None])
-    metrics = RequestMetrics(1.0)
-    second = OutputDelta(
-        "r",
-        [ChoiceDelta(0, "x", [7], []), ChoiceDelta(1, "b", [2], [{2: Logprob(-2)}], "stop", 2)],
-        True,
+def test_long_prompt_logprobs_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_PART_ENTRIES", 5)
+    whole: list[PositionLogprobs | None] = [
         None,
-        metrics,
-    )
-    assert merged(first, second) == OutputDelta(
-        "r",
-        [
-            ChoiceDelta(0, "x", [7], []),
-            ChoiceDelta(1, "ab", [1, 2], [{1: Logprob(-1)}, {2: Logprob(-2)}], "stop", 2),
-        ],
-        True,
-        [None],
-        metrics,
-    )
+        *({n: Logprob(-1.0), n + 1: Logprob(-2.0)} for n in range(7)),
+    ]
+    parts = list(in_parts(whole))
+    assert [len(part) for part in parts] == [3, 2, 2, 1] and [one for part in parts for one in part] == whole
+    assert list(in_parts([])) == [[]]
+    wide: PositionLogprobs = {n: Logprob(-1.0) for n in range(9)}
+    assert list(in_parts([wide, wide])) == [[wide], [wide]]
+
+
+def test_a_long_part_is_decoded_at_once() -> None:
+    """Decoding holds the interpreter's lock, so that nothing else runs meanwhile."""
+    position = {n: Logprob(-1.5, n, "token") for n in range(21)}
+    part = next(in_parts([position] * 10_000))
+    body = encode(PromptLogprobs("r", part))[LENGTH.size :]
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        decode_from_engine(body)
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < 0.02
 
 
 def test_counters_go_on_when_an_engine_died() -> None:

@@ -37,7 +37,6 @@ CASES: dict[str, tuple[str, str, str]] = {
     "policy": ("policies", "PolicySpec('x', 'a:b')", "x"),
     "logits processor": ("logits_processors", "LogitsProcessorSpec('x', 'a:b')", "x"),
     "executor": ("executors", "ExecutorSpec('x', 'a:b')", "x"),
-    "route": ("routes", "RouteSpec('/v1/x', 'a:b')", "/v1/x"),
     "tool parser": ("tool_parsers", "ToolParserSpec('x', 'a:b')", "x"),
     "reasoning parser": ("reasoning_parsers", "ReasoningParserSpec('x', 'a:b')", "x"),
     "command": ("commands", "CommandSpec('x', 'help', 'a:b')", "x"),
@@ -54,7 +53,7 @@ def load(found: Found, *, strict: bool = True, **settings: object) -> PluginHost
 
 
 def test_every_kind_has_a_case() -> None:
-    assert set(CASES) == {entry.kind for entry in SPEC_KINDS.values()}
+    assert {*CASES, "route"} == {entry.kind for entry in SPEC_KINDS.values()}
     assert set(SPEC_KINDS) == {kind for kinds in REGISTER_HOOKS.values() for kind in kinds}
 
 
@@ -95,6 +94,18 @@ def test_prefer_settles_it_and_the_loser_is_recorded(
     assert unused.reason == f"not used: {preferred} is preferred"
     registry = host._registries[kind]
     assert registry.registration(name).plugin == preferred
+
+
+def test_routes_have_their_plugins_prefix_and_do_not_collide(make_plugin: MakePlugin, found: Found) -> None:
+    body = "@hookimpl\ndef quire_register_routes():\n    return [RouteSpec('/stats', 'a:b')]\n"
+    make_plugin("foo", body)
+    make_plugin("goo", body)
+    host = load(found)
+    assert list(host.routes) == ["foo/stats", "goo/stats"]
+    assert [entry.plugin for entry in host.routes.registrations()] == ["foo", "goo"]
+    make_plugin("twice", body.replace("[RouteSpec('/stats', 'a:b')]", "[RouteSpec('/stats', 'a:b')] * 2"))
+    with pytest.raises(PluginError, match="registers the route 'twice/stats' twice"):
+        load(found)
 
 
 def test_a_plugin_can_be_preferred_to_core(make_plugin: MakePlugin, found: Found) -> None:

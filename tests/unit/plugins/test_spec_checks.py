@@ -73,6 +73,8 @@ def test_infos(plugin: Plugin, host_of: HostOf, fields: dict[str, object], messa
         ),
         ("quantizations", QuantizationSpec("q", "a:b", quant_methods="awq"), "quant_methods is 'awq'"),  # type: ignore[arg-type]
         ("routes", RouteSpec("/x", "a:b", methods="POST"), "methods is 'POST'"),  # type: ignore[arg-type]
+        ("routes", RouteSpec("x", "a:b"), "'x': a route needs a path that begins with /"),
+        ("routes", RouteSpec("/x", "a:b", methods=()), "'/x': a route needs .* a method"),
         ("attention_backends", AttentionBackendSpec("a", "a:b", None), "supports is no function"),  # type: ignore[arg-type]
     ],
 )

@@ -21,6 +21,7 @@ class FakeTokenizer:
 
     eos_token_id = 0
     all_special_ids: frozenset[int] = frozenset()
+    max_chars_per_token: int | None = 1
 
     def __init__(self, chat_template: str | None = TEMPLATE) -> None:
         self.chat_template: str | Mapping[str, str] | None = chat_template
@@ -112,6 +113,7 @@ class FakeEngine:
         self.pause_s: float | None = 0.0
         self.is_stuck = False
         self.is_ready = True
+        self.is_given_up = False
         self.num_waiting = 0
         self.num_waiting_tokens = 0
         self.num_running = 0
@@ -166,6 +168,7 @@ class FakeEngine:
             num_running=self.num_running,
             num_waiting=self.num_waiting,
             num_waiting_tokens=self.num_waiting_tokens,
+            is_ended=self.is_given_up or self.is_closed,
         )
 
     async def get_metrics(self) -> list[Metric]:

@@ -4,31 +4,45 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
 class FakeOpenAI(BaseHTTPRequestHandler):
-    """Echoes the words of a prompt as the pieces of an answer."""
+    """Answers every prompt with the same pieces.
+
+    Attributes:
+        refusals: statuses of the first requests. key: what requests must give. delay_s: before an answer.
+    """
 
     protocol_version = "HTTP/1.1"
     requests: list[dict[str, Any]]
     pieces = ("Hi", " é", ".")
     breaks_off = False
+    refusals: Sequence[int] = ()
+    key = ""
+    delay_s = 0.0
 
     def log_message(self, format: str, *_: object) -> None:
         return
 
     def do_GET(self) -> None:
+        if self.key and self.headers.get("Authorization") != f"Bearer {self.key}":
+            self._json(401, {"error": {"message": "give a key"}})
+            return
         models = [{"id": "fake", "max_model_len": 64, "vocab_size": 100}]
         self._json(200, {"object": "list", "data": models})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.requests.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
-        if body["model"] != "fake":
+        time.sleep(self.delay_s)
+        if len(self.requests) <= len(self.refusals):
+            self._json(self.refusals[len(self.requests) - 1], {"error": {"message": "full"}})
+        elif body["model"] != "fake":
             self._json(404, {"error": {"message": "no such model", "code": "model_not_found"}})
         elif not body.get("stream"):
             self._json(200, {"choices": [{"index": 0, "text": "".join(self.pieces)}]})

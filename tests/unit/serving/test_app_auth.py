@@ -127,3 +127,22 @@ def test_origins_are_answered_only_where_they_are_allowed() -> None:
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, ask["Origin"])
     other = client.get("/health", headers={"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize(("flags", "is_told"), [((), True), (("second",), False)])
+def test_cached_tokens_are_told_to_the_only_key(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], is_told: bool
+) -> None:
+    """What is cached would tell one client of the others' prompts, wherever its key was given."""
+    monkeypatch.setenv("QUIRE_API_KEY", KEY)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    answer = client_of(api_key=flags).post("/v1/completions", json={"prompt": "a"}, headers=headers)
+    assert ("cached_tokens" in answer.text) == is_told
+
+
+def test_a_file_of_one_key_is_one_key(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(KEY, encoding="ascii")
+    headers = {"Authorization": f"Bearer {KEY}"}
+    client = client_of(api_key_file=str(file))
+    assert "cached_tokens" in client.post("/v1/completions", json={"prompt": "a"}, headers=headers).text

@@ -164,7 +164,7 @@ def test_messages_are_plain_for_the_template() -> None:
     ("fields", "code", "param"),
     [
         ({"response_format": {"type": "json_object"}}, "response_format_unsupported", "response_format"),
-        ({"tools": TOOLS}, "tool_parser_missing", "tool_choice"),
+        ({"tools": TOOLS}, "tool_parser_missing", "tools"),
         ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice_unsupported", "tool_choice"),
         (
             {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "add"}}},
@@ -172,13 +172,13 @@ def test_messages_are_plain_for_the_template() -> None:
             "tool_choice",
         ),
         ({"chat_template": "x"}, "chat_template_refused", "chat_template"),
-        ({"chat_template_kwargs": {"messages": []}}, "invalid_request", "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"messages": []}}, "conflicting_parameters", "chat_template_kwargs"),
         ({"chat_template_kwargs": {"a b": 1}}, "invalid_request", "chat_template_kwargs"),
-        ({"top_logprobs": 1}, "invalid_request", "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": 21}, "invalid_sampling_params", "logprobs"),
+        ({"top_logprobs": 1}, "conflicting_parameters", "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "invalid_sampling_params", "top_logprobs"),
         (
             {"continue_final_message": True, "add_generation_prompt": True},
-            "invalid_request",
+            "conflicting_parameters",
             "continue_final_message",
         ),
         (
@@ -186,9 +186,9 @@ def test_messages_are_plain_for_the_template() -> None:
             "content_type_unsupported",
             "messages",
         ),
-        ({"messages": [{"role": "user"}]}, "invalid_request", "messages"),
+        ({"messages": [{"role": "user"}]}, "conflicting_parameters", "messages"),
         ({"tools": [{**TOOLS[0], "function": {"name": "x", "description": "y" * 2**16}}],
-          "tool_choice": "auto"}, "tool_parser_missing", "tool_choice"),
+          "tool_choice": "auto"}, "tools_too_large", "tools"),
     ],
 )  # fmt: skip
 def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], code: str, param: str) -> None:
@@ -201,7 +201,7 @@ def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], code: str
         {"messages": []},
         {"messages": [{"role": "robot", "content": "x"}]},
         {"max_completion_tokens": 0},
-        {"functions": []},
+        {"function": []},
     ],
 )
 def test_malformed_requests_are_400(fields: dict[str, Any]) -> None:

@@ -7,8 +7,11 @@ import random
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_openai import fake_openai
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quire.api.errors import ConfigError
 from quire.cli.main import main
@@ -28,6 +31,12 @@ def test_percentiles_lie_between_the_nearest_ranks() -> None:
     values = [40.0, 10.0, 30.0, 20.0]
     assert [percentile(values, percent) for percent in (0, 50, 90, 100)] == [10, 25, pytest.approx(37), 40]
     assert percentile([], 50) == 0
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40), st.floats(0, 100))
+def test_percentiles_are_numpys(values: list[float], percent: float) -> None:
+    expected = float(np.percentile(values, percent))
+    assert percentile(values, percent) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_latencies_of_a_request() -> None:
@@ -135,9 +144,40 @@ def test_a_run_against_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_stream_that_breaks_off_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     with fake_openai(breaks_off=True) as (url, _):
-        flags = ["--base-url", url, "--num-prompts", "2", "--endpoint", "chat"]
-        assert main(["bench", "serve", *flags]) == 1
-    assert "broke off" in capsys.readouterr().err
+        flags = ["--base-url", url, "--num-prompts", "2", "--backend", "openai-chat"]
+        assert main(["bench", "serve", *flags, "--num-warmups", "0"]) == 1
+        shown = capsys.readouterr()
+        assert "broke off" in shown.err and "failed                                   2" in shown.out
+        assert main(["bench", "serve", *flags]) == 2
+    shown = capsys.readouterr()
+    assert "to warm up failed: the server broke off" in shown.err and not shown.out
+
+
+def test_a_trace_runs_whole_and_at_its_own_times(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    row = {"timestamp": 3, "input_length": 2, "output_length": 1}
+    trace.write_text("\n".join(json.dumps(row) for _ in range(120)))
+    flags = ["--dataset-name", "trace", "--dataset-path", str(trace), "--num-warmups", "0"]
+    for most, expected in (([], 120), (["--num-prompts", "3"], 3)):
+        with fake_openai() as (url, requests):
+            assert main(["bench", "serve", "--base-url", f"{url}/v1", *flags, *most]) == 0
+        assert len(requests) == expected
+
+
+def test_vllms_command_line_runs(tmp_path: Path) -> None:
+    with fake_openai() as (url, requests):
+        host, port = url.removeprefix("http://").split(":")
+        flags = (
+            f"--backend openai-chat --endpoint /v1/chat/completions --host {host} --port {port} --model fake"
+        )
+        flags += " --dataset-name random --random-input-len 4 --random-output-len 3 --random-range-ratio 0.5"
+        flags += " --random-prefix-len 2 --num-prompts 2 --request-rate inf --burstiness 1 --ignore-eos"
+        flags += " --max-concurrency 2 --percentile-metrics ttft,itl --metric-percentiles 50,99.9 --seed 1"
+        flags += " --goodput ttft:500 e2el:9000 --save-result --disable-tqdm --num-warmups 0"
+        assert main(["bench", "serve", *flags.split(), "--result-dir", str(tmp_path)]) == 0
+    assert [request["path"] for request in requests] == ["/v1/chat/completions"] * 2
+    [result] = tmp_path.iterdir()
+    assert "p99.9_ttft_ms" in json.loads(result.read_text())
 
 
 @pytest.mark.parametrize(
@@ -149,6 +189,7 @@ def test_a_stream_that_breaks_off_is_a_failure(capsys: pytest.CaptureFixture[str
         (["--percentile-metrics", "xyz"], "'xyz'"),
         (["--base-url", "http://127.0.0.1:1"], "is the server up"),
         (["--base-url", "nowhere"], "is no URL"),
+        (["--endpoint", "chat"], "give a path"),
     ],
 )
 def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,3 +204,11 @@ def test_a_plot_without_matplotlib_says_what_to_install(
     monkeypatch.setattr("quire_serving.cli.bench.plot.importlib.util.find_spec", lambda name: None)
     assert main(["bench", "serve", "--plot", "x.png"]) == 2
     assert "pip install 'quire-serving[plot]'" in capsys.readouterr().err
+
+
+def test_a_plot_is_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "new" / "p.png"
+    with fake_openai() as (url, _):
+        assert main(["bench", "serve", "--base-url", url, "--num-prompts", "2", "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")

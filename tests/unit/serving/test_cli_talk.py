@@ -152,3 +152,36 @@ def test_a_broken_stream_and_a_missing_server_are_errors(capsys: pytest.CaptureF
     assert main(["chat", "-q", "hello", "--url", "http://127.0.0.1:1/v1", "--model", "tiny"]) == 2
     error = capsys.readouterr().err
     assert "broke off" in error and "quire serve MODEL" in error and "give one of them" in error
+
+
+def test_a_line_that_is_no_utf8_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("chat", "complete"):
+        monkeypatch.setattr("sys.stdin", io.StringIO("\udcff\nok\n"))
+        with fake_openai() as (url, _):
+            assert main([command, "--url", url]) == 1
+        shown = capsys.readouterr()
+        assert shown.out == "Hi é.\n" and shown.err == "error: the text is not valid UTF-8\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("nowhere", "give http://HOST:PORT/v1"),
+        ("http://127.0.0.1:99999", "is no URL"),
+        ("http://127.0.0.1:1", "no answer from http://127.0.0.1:1/v1"),
+    ],
+)
+def test_a_wrong_url_is_one_line(url: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["chat", "-q", "x"], ["complete", "x"]):
+        assert main([*words, "--url", url]) == 2
+        error = capsys.readouterr().err
+        assert said in error and len(error.splitlines()) == 1
+
+
+def test_a_wrong_key_is_told_by_the_server(capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_openai(key="k") as (url, _):
+        assert main(["chat", "-q", "x", "--url", url, "--api-key", "x"]) == 2
+        assert main(["chat", "-q", "x", "--url", url, "--api-key", "k"]) == 0
+    assert "the server answered 401: give a key" in capsys.readouterr().err

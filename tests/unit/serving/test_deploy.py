@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quire.cli.main import build_parser
+from quire.plugins import PluginHost
 from quire_serving.settings import ServeSettings
 
 ROOT = Path(__file__).parents[3]
@@ -32,12 +34,11 @@ def load(name: str) -> Any:
 
 
 def check_command(words: list[str]) -> None:
-    """A command line of `quire`: it serves a model with flags that exist."""
-    assert words[0] == "serve" and not words[1].startswith("-")
-    flags = {"--" + name.replace("_", "-") for name in ServeSettings.model_fields}
-    given = [word for word in words if word.startswith("--")]
-    assert set(given) <= flags
-    assert {"--host", "--port"} <= set(given)
+    """A command line of `quire`: it serves a model, with flags and values that its parser takes."""
+    parser, _ = build_parser(PluginHost.discover(strict=False), ["serve"])
+    args = parser.parse_args(words)
+    assert args.command == "serve" and args.served_model and not args.served_model.startswith("-")
+    assert args.host and args.port == 8000
 
 
 def instructions(name: str) -> Iterator[tuple[str, str]]:
@@ -63,6 +64,29 @@ def test_dockerfile(name: str) -> None:
     assert "/ready" in last["HEALTHCHECK"]
     assert json.loads(last["ENTRYPOINT"]) == ["quire"]
     check_command(json.loads(last["CMD"]))
+
+
+def test_commands_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
+    text += "".join((DEPLOY / name).read_text().replace("#", "") for name in DOCKERFILES)
+    commands = re.findall(r"(?m)^ *serve .*$", text.replace("\\\n", " ").replace(" serve ", "\n serve "))
+    served = [
+        shlex.split(command.split("`")[0])
+        for command in commands
+        if " --port" in command and "..." not in command
+    ]
+    assert len(served) >= 3
+    parser, _ = build_parser(PluginHost.discover(strict=False), ["serve"])
+    for words in served:
+        parser.parse_args(words)
+
+
+def test_every_file_is_documented() -> None:
+    text = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
+    names = [path.name for path in DEPLOY.iterdir() if path.name not in ("grafana", "prometheus")]
+    names += ["grafana/quire-dashboard.json", "prometheus/prometheus.yml"]
+    assert [name for name in names if name not in text and name != "compose.yaml"] == []
+    assert "docker compose" in text
 
 
 def test_compose() -> None:

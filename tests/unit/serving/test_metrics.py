@@ -9,6 +9,7 @@ import pytest
 from fake_engine import FakeEngine, deltas_of
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
+from serving_app import FakeServer
 from starlette.testclient import TestClient
 
 from quire import SamplingParams
@@ -16,6 +17,7 @@ from quire.api.client import EngineRequest
 from quire.api.errors import EngineClosedError, StepError
 from quire.api.outputs import ChoiceDelta, Metric, OutputDelta, RequestMetrics
 from quire_serving import metrics as metrics_module
+from quire_serving import request_metrics
 from quire_serving.histogram import one_two_five
 from quire_serving.metrics import ServerMetrics
 from quire_serving.routes import metrics as route
@@ -34,7 +36,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(metrics_module, "time", made)
+    monkeypatch.setattr(request_metrics, "time", made)
     return made
 
 
@@ -48,7 +50,7 @@ def samples_of(metrics: ServerMetrics) -> dict[str, float]:
     found = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            assert sample.labels.pop("model_name") == "m"
+            assert (sample.labels.pop("model_name"), sample.labels.pop("engine")) == ("m", "0")
             labels = ",".join(f'{key}="{value}"' for key, value in sorted(sample.labels.items()))
             found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
     return found
@@ -86,7 +88,7 @@ def test_a_request_from_start_to_end(clock: Clock) -> None:
     clock.now += 0.25
     timer.delta(delta((0, 2)))
     clock.now += 0.5
-    times = RequestMetrics(10.0, first_scheduled_s=10.25, first_token_s=10.5, last_token_s=11.25)
+    times = RequestMetrics(10.0, 10.25, first_token_s=10.5, last_token_s=11.25, num_cached_tokens=2)
     timer.delta(delta((0, 1), finished=True, metrics=times))
     timer.close()
     samples = samples_of(metrics)
@@ -102,6 +104,7 @@ def test_a_request_from_start_to_end(clock: Clock) -> None:
         "request_prompt_tokens": 3,
         "request_generation_tokens": 4,
         "request_max_num_generation_tokens": 4,
+        "request_prefill_kv_computed_tokens": 1,
         "request_params_n": 1,
         "request_params_max_tokens": 7,
     }
@@ -109,6 +112,7 @@ def test_a_request_from_start_to_end(clock: Clock) -> None:
     counts = {name: samples[f"quire:{name}_count"] for name in sums}
     assert counts == {**dict.fromkeys(sums, 1), "inter_token_latency_seconds": 2}
     assert samples["quire:requests_abandoned_total"] == 0
+    assert (timer.num_prompt, timer.num_output, timer.first_token_s) == (3, 4, 0.5)
 
 
 def test_choices_are_timed_apart(clock: Clock) -> None:
@@ -221,6 +225,39 @@ def test_the_route_answers_with_text() -> None:
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert "# TYPE quire:e2e_request_latency_seconds histogram\n" in answer.text
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/openmetrics-text;version=1.0.0", "text/plain", "x;version=y", ""]
+)
+def test_every_client_gets_the_text_format(accept: str) -> None:
+    answer = FakeServer.of().client.get("/metrics", headers={"accept": accept})
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    assert families["quire:http_requests"].type == "counter"
+    assert families["quire:e2e_request_latency_seconds"].type == "histogram"
+    assert not [
+        name for name, family in families.items() if family.type == "unknown" or not family.documentation
+    ]
+
+
+def test_the_caches_settings_are_labels() -> None:
+    engine = FakeEngine()
+    samples = samples_of(ServerMetrics(engine, "m"))
+    [name] = [name for name in samples if name.startswith("quire:cache_config_info")]
+    assert 'block_size="16"' in name and 'num_gpu_blocks="64"' in name and samples[name] == 1
+
+
+def test_the_plugins_that_the_server_calls_stand_beside_the_engines() -> None:
+    engine = FakeEngine()
+    labels = {"plugin": "a", "point": "EngineObserver.step_finished"}
+    engine.metrics = [Metric("quire:plugin_calls", 2, "counter", "calls", labels)]
+    own = [Metric("quire:plugin_calls", 3, "counter", "calls", {"plugin": "a", "point": "TextParser.push"})]
+    metrics = ServerMetrics(engine, "m", plugins=lambda: own)
+    samples = samples_of(metrics)
+    assert samples['quire:plugin_calls_total{plugin="a",point="EngineObserver.step_finished"}'] == 2
+    assert samples['quire:plugin_calls_total{plugin="a",point="TextParser.push"}'] == 3
+    assert asyncio.run(metrics.render()).decode().count("# TYPE quire:plugin_calls_total") == 1
 
 
 def test_a_delta_costs_microseconds() -> None:

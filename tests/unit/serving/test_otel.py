@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from quire import LLM, SamplingParams
 from quire.api.errors import ConfigError
 from quire.api.extensions import RequestView
 from quire.api.outputs import RequestMetrics
-from quire_serving import otel_plugin
+from quire_serving import otel, otel_plugin
 from quire_serving.otel import RequestSpans
 
 ENDPOINT = "http://127.0.0.1:9/v1/traces"
@@ -127,6 +128,26 @@ def test_an_engines_spans_are_sent_before_it_is_gone(collector: tuple[str, list[
         assert values["gen_ai.latency.time_in_queue"].double_value >= 0
     assert not any(b"Hello" in body for body in bodies)
     assert otel_plugin._providers == {}
+
+
+def test_a_collector_that_hangs_holds_up_neither_requests_nor_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(otel, "_END_TIMEOUT_S", 0.3)
+    with socket.socket() as hangs:
+        hangs.bind(("127.0.0.1", 0))
+        hangs.listen(8)
+        provider = otel.create_provider(f"http://127.0.0.1:{hangs.getsockname()[1]}/v1/traces", "test")
+        spans = RequestSpans(provider.get_tracer("test"), "m")
+        slowest = 0.0
+        for number in range(3000):  # more than the SDK keeps
+            begin = time.perf_counter()
+            spans.request_finished(RequestView(str(number), 0, time.monotonic(), 7, 1, 23), "stop")
+            slowest = max(slowest, time.perf_counter() - begin)
+        assert slowest < 2.5  # a batch takes 3 s
+        begin = time.perf_counter()
+        otel.end(provider)
+        assert time.perf_counter() - begin < 1.5
 
 
 def test_options_that_are_wrong_are_refused_by_name(caplog: pytest.LogCaptureFixture) -> None:

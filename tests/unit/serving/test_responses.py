@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 from fake_engine import FakeEngine, Script, deltas_of
-from openai import AsyncOpenAI, BadRequestError
+from openai import AsyncOpenAI, BadRequestError, NotFoundError
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from serving_app import create_app, state_of
@@ -170,6 +170,7 @@ def test_a_failure_in_mid_stream_is_an_event() -> None:
         ({"text": {"format": {"type": "json_object"}}}, "text"),
         ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"n": 2}, "n"),
+        ({"n": {}}, "n"),
         ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice"),
         ({"tools": [TOOL]}, "tools"),
         ({"stream_options": {}}, "stream_options"),
@@ -199,7 +200,8 @@ def test_what_asks_for_nothing_is_taken() -> None:
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
         {"max_output_tokens": 0}, {"tools": [{"type": "web_search"}]},
         {"metadata": {"a": "\ud800"}}, {"tools": [{**TOOL, "parameters": {"maximum": 2**64}}]},
-        {"metadata": {"a": 1}},
+        {"metadata": {"a": 1}}, {"input": [{"type": "reasoning"}]},
+        {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}] * 129},
     ],
 )  # fmt: skip
 def test_malformed_requests_are_refused(fields: dict[str, object]) -> None:
@@ -214,7 +216,7 @@ def test_unknown_models_and_bad_arguments_are_refused() -> None:
 
 def test_embeddings_are_refused() -> None:
     reply = serve().client.post("/v1/embeddings", json={"input": "x"})
-    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "embeddings_unsupported")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "embeddings_unsupported")
 
 
 async def use_the_client(client: AsyncOpenAI) -> None:
@@ -237,7 +239,7 @@ async def use_the_client(client: AsyncOpenAI) -> None:
     assert [event.type async for event in events] == kinds
     with pytest.raises(BadRequestError, match="previous_response_id"):
         await client.responses.create(model="fake", input="Hi", previous_response_id="resp_1")
-    with pytest.raises(BadRequestError, match="no embeddings"):
+    with pytest.raises(NotFoundError, match="no embeddings"):
         await client.embeddings.create(model="fake", input="Hi")
 
 

@@ -72,6 +72,7 @@ class EngineStatus:
         num_running, num_waiting: as the engine last said.
         num_waiting_tokens: prompt tokens of requests that have got nothing yet.
         num_restarts: since the server started.
+        is_ended: it was closed or given up, and will not be ready again.
     """
 
     is_ready: bool
@@ -81,6 +82,7 @@ class EngineStatus:
     num_waiting: int
     num_waiting_tokens: int
     num_restarts: int = 0
+    is_ended: bool = False
 
 
 class ChatTokenizer(TokenizerLike, Protocol):
@@ -89,6 +91,11 @@ class ChatTokenizer(TokenizerLike, Protocol):
     @property
     def chat_template(self) -> str | Mapping[str, str] | None:
         """The model's template, or its named templates; None where it has none."""
+        ...
+
+    @property
+    def max_chars_per_token(self) -> int | None:
+        """No text has more characters than this for each of its tokens; None where that cannot be said."""
         ...
 
     def apply_chat_template(

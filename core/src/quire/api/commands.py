@@ -20,10 +20,12 @@ class EngineProcessOptions:
     Attributes:
         watchdog_s: without forward progress for so long, while there is work, it is restarted.
         max_restarts: so many in a row without a single token end the server's engine for good.
+        max_build_s: a process that has not built its engine after so long is ended, though it lives.
     """
 
     watchdog_s: float = 8.0
     max_restarts: int = 3
+    max_build_s: float = 600.0
 
 
 class CommandTools(Protocol):

@@ -207,7 +207,7 @@ class EngineConfig(Section):
     plugins: PluginSettings = PluginSettings()
 
     @classmethod
-    def from_keywords(cls, keywords: Mapping[str, object], file: Path | None = None) -> EngineConfig:
+    def from_keywords(cls, keywords: Mapping[str, object], file: str | Path | None = None) -> EngineConfig:
         """Build from flat keywords over the sections of a `quire.toml`.
 
         The plugins' settings come from keywords over the variable QUIRE_PLUGINS over the file; deny
@@ -221,7 +221,7 @@ class EngineConfig(Section):
             ConfigError: an unknown name (with the nearest valid one), a value out of bounds, or a
                 malformed file.
         """
-        sections: dict[str, dict[str, object]] = read_toml(file) if file else {}
+        sections: dict[str, dict[str, object]] = {} if file is None else read_toml(Path(file))
         given: object = None
         owner = {name: section for section, model in SECTIONS.items() for name in model.model_fields}
         for name, value in take_older_keywords(keywords).items():

@@ -60,7 +60,15 @@ class PluginError(QuireError, RuntimeError):
 
 
 class ExtensionError(PluginError):
-    """A plugin's code failed while it served a request; that request is failed, its neighbours go on."""
+    """A plugin's code failed while it served a request; that request is failed, its neighbours go on.
+
+    Attributes:
+        plugin: whose code, for clients, who are told nothing else; "" where it is not known.
+    """
+
+    def __init__(self, message: str, plugin: str = "") -> None:
+        super().__init__(message)
+        self.plugin = plugin
 
 
 class DeviceError(QuireError, RuntimeError):

@@ -179,7 +179,12 @@ class OutputDelta:
 
 @dataclass(slots=True, frozen=True)
 class Metric:
-    """A named figure of the engine. `kind` is "counter" (only grows) or "gauge"."""
+    """A named figure of the engine.
+
+    Attributes:
+        kind: "counter" (only grows), "gauge", or "histogram": its counts so far, each a figure whose name
+            ends in "_bucket" (values up to the label `le`), "_count" or "_sum".
+    """
 
     name: str
     value: float

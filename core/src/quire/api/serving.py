@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from quire.api.client import ChatTokenizer, EngineClient
+from quire.api.outputs import Metric
 
 
 @dataclass(slots=True, frozen=True)
@@ -85,7 +87,9 @@ class PluginRoute:
     """A route that a plugin brings: `/plugins/{plugin}{path}`, behind the server's authentication.
 
     Attributes:
-        factory: called with a RouteContext, gives an ASGI application (scope, receive, send).
+        factory: called with a RouteContext, gives an ASGI application (scope, receive, send), or a
+            handler: a function of a Starlette request that gives a Starlette response. A handler that is
+            no coroutine function runs in a thread.
     """
 
     plugin: str
@@ -113,9 +117,18 @@ class PluginSummary:
 
 @dataclass(slots=True, frozen=True)
 class ServerExtensions:
-    """What the enabled plugins bring for a server."""
+    """What the enabled plugins bring for a server.
+
+    Attributes:
+        tool_parsers, reasoning_parsers: each call is counted and timed; what fails raises
+            ExtensionError. The options of contexts are filled in.
+        watch: with the names of a plugin and of what is called, counts and times a block that runs its code.
+        metrics: of these calls; for the thread that makes them.
+    """
 
     routes: tuple[PluginRoute, ...] = ()
     tool_parsers: Mapping[str, ParserFactory] = field(default_factory=dict)
     reasoning_parsers: Mapping[str, ParserFactory] = field(default_factory=dict)
     plugins: tuple[PluginSummary, ...] = ()
+    watch: Callable[[str, str], AbstractContextManager[None]] = lambda plugin, point: nullcontext()
+    metrics: Callable[[], Sequence[Metric]] = list

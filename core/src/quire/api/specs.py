@@ -166,7 +166,8 @@ class RouteSpec:
 
     Attributes:
         path: "/...", after the plugin's name. methods: HTTP methods.
-        factory: called with a RouteContext when the server starts, gives an ASGI application.
+        factory: called with a RouteContext when the server starts, gives an ASGI application or a handler;
+            see PluginRoute.
     """
 
     path: str

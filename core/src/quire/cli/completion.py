@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from quire.cli.help import subcommands
 from quire.cli.plugin_flags import read_plugin_settings
@@ -15,10 +16,10 @@ HOW = """\
 # quire completion fish >~/.config/fish/completions/quire.fish
 """
 
-BASH = """\
+FUNCTION = """\
 _quire() {{
-  local place="" word words="" current="${{COMP_WORDS[COMP_CWORD]}}"
-  for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
+  local place="" word names=""
+  for word in {words}; do
     case "$place $word" in
 {steps}
     esac
@@ -26,27 +27,41 @@ _quire() {{
   case "$place" in
 {tables}
   esac
-  COMPREPLY=($(compgen -W "$words" -- "$current"))
+  {offer}
 }}
-complete -o default -F _quire quire
+{register}
 """
 
-ZSH = """\
-#compdef quire
-_quire() {{
-  local place="" word words_=""
-  for word in "${{(@)words[2,CURRENT-1]}}"; do
-    case "$place $word" in
-{steps}
-    esac
-  done
-  case "$place" in
-{tables}
-  esac
-  compadd -- ${{=words_}} || _files
-}}
-compdef _quire quire
-"""
+
+@dataclass(slots=True, frozen=True)
+class Shell:
+    """What differs between shells of Bourne's kind.
+
+    Attributes:
+        first_line: of the script. words: those before the one to complete.
+        offer: hands over `names`. register: makes `quire` complete with `_quire`.
+    """
+
+    first_line: str
+    words: str
+    offer: str
+    register: str
+
+
+SHELLS = {
+    "bash": Shell(
+        "",
+        '"${COMP_WORDS[@]:1:COMP_CWORD-1}"',
+        'COMPREPLY=($(compgen -W "$names" -- "${COMP_WORDS[COMP_CWORD]}"))',
+        "complete -o default -F _quire quire",
+    ),
+    "zsh": Shell(
+        "#compdef quire\n",
+        '"${(@)words[2,CURRENT-1]}"',
+        "compadd -- ${=names} || _files",
+        "compdef _quire quire",
+    ),
+}
 
 
 class CompletionCommand:
@@ -54,7 +69,7 @@ class CompletionCommand:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The shell."""
-        parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose script to print")
+        parser.add_argument("shell", choices=(*SHELLS, "fish"), help="whose script to print")
 
     def run(self, args: argparse.Namespace) -> int:
         """Print it."""
@@ -73,14 +88,14 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
         return HOW + "".join(f"{line}\n" for line in _fish(table))
     paths = [" ".join(path) for path in table if path]
     steps = "\n".join(f'      "{_parent(path)} {path.split()[-1]}") place="{path}" ;;' for path in paths)
-    name = "words" if shell == "bash" else "words_"
     tables = "\n".join(
-        f'    "{" ".join(path)}") {name}="{" ".join(words)}" ;;' for path, words in table.items()
+        f'    "{" ".join(path)}") names="{" ".join(words)}" ;;' for path, words in table.items()
     )
-    if shell == "bash":
-        return HOW + BASH.format(steps=steps, tables=tables)
-    first, rest = ZSH.split("\n", 1)
-    return f"{first}\n{HOW}{rest.format(steps=steps, tables=tables)}"
+    what = SHELLS[shell]
+    body = FUNCTION.format(
+        words=what.words, steps=steps, tables=tables, offer=what.offer, register=what.register
+    )
+    return what.first_line + HOW + body
 
 
 def command_table(

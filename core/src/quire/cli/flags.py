@@ -149,7 +149,7 @@ def _given(args: argparse.Namespace, settings: Sequence[Setting]) -> dict[str, o
 
 def _add(group: argparse._ArgumentGroup, setting: Setting) -> None:
     text = setting.help.replace("%", "%%")
-    if setting.default not in (None, ()):
+    if setting.default not in (None, (), ""):
         text = f"{text} (default: {setting.default})"
     flag = f"--{setting.flag}"
     kind = _plain(setting.annotation)

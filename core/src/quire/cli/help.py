@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 PREFIX = "--help="
 
@@ -27,6 +27,13 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
     return {}
+
+
+def with_subcommands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of its commands, at any depth."""
+    yield parser
+    for child in subcommands(parser).values():
+        yield from with_subcommands(child)
 
 
 def print_matching(parser: argparse.ArgumentParser, word: str) -> int:

@@ -12,7 +12,8 @@ from typing import cast
 
 from quire.api.errors import QuireError
 from quire.api.protocols import Command
-from quire.cli.help import print_matching, requested_help, subparser_of
+from quire.cli.help import print_matching, requested_help, subparser_of, with_subcommands
+from quire.cli.parser import Parser, refuse
 from quire.cli.plugin_flags import read_plugin_settings
 from quire.cli.tools import HostTools
 from quire.plugins import PluginHost, resolve_factory
@@ -51,16 +52,16 @@ def _dispatch(arguments: list[str]) -> int:
     about = requested_help(arguments)
     if about is not None:
         return print_matching(subparser_of(parser, arguments), about)
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        refuse(subparser_of(parser, arguments), unknown)
     if chosen not in commands:
         parser.print_help()
         return 0
     return commands[chosen].run(args)
 
 
-def build_parser(
-    host: PluginHost, names: Container[str | None]
-) -> tuple[argparse.ArgumentParser, dict[str | None, Command]]:
+def build_parser(host: PluginHost, names: Container[str | None]) -> tuple[Parser, dict[str | None, Command]]:
     """The parser of all commands, with the flags of those named, which are made."""
     parser, subparsers = _parser()
     commands: dict[str | None, Command] = {}
@@ -70,23 +71,22 @@ def build_parser(
             spec.name,
             help=text,
             description=f"{text[:1].upper()}{text[1:]}.",
-            allow_abbrev=False,
         )
         if spec.name in names:
             registration = host.commands.registration(spec.name)
             factory = cast(Callable[..., Command], resolve_factory(spec.factory, registration))
             command = factory(HostTools(host)) if spec.takes_tools else factory()
             command.add_arguments(subparser)
-            subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-            subparser.epilog = "--help=WORD shows only groups and flags that match; --help=all shows all."
+            for each in with_subcommands(subparser):
+                if "--debug" not in each._option_string_actions:
+                    each.add_argument("--debug", action="store_true", help="show the traceback of an error")
+                each.epilog = "--help=WORD shows only groups and flags that match; --help=all shows all."
             commands[spec.name] = command
     return parser, commands
 
 
-def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser]]:
-    parser = argparse.ArgumentParser(
-        prog="quire", description="LLM inference, built of plugins.", allow_abbrev=False
-    )
+def _parser() -> tuple[Parser, argparse._SubParsersAction[Parser]]:
+    parser = Parser(prog="quire", description="LLM inference, built of plugins.")
     parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser, parser.add_subparsers(dest="command", metavar="COMMAND")

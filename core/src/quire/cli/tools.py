@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from typing import cast
+from collections.abc import Mapping
 
 from quire.api.client import EngineClient
 from quire.api.commands import EngineProcessOptions
 from quire.api.config import EngineConfig
 from quire.api.section import Section
-from quire.api.serving import ParserFactory, PluginRoute, PluginSummary, RouteContext, ServerExtensions
-from quire.api.specs import ReasoningParserSpec, ToolParserSpec
+from quire.api.serving import ServerExtensions
 from quire.cli.flags import (
     add_engine_flags,
     add_model_flags,
@@ -21,8 +19,8 @@ from quire.cli.flags import (
     sampling_keywords,
 )
 from quire.cli.plugin_flags import add_plugin_flags, plugin_settings
-from quire.plugins import PluginHost, resolve_factory
-from quire.plugins.registry import Registry
+from quire.plugins import PluginHost
+from quire.plugins.server_parts import server_extensions
 
 
 class HostTools:
@@ -69,28 +67,15 @@ class HostTools:
 
     def server_extensions(self, config: EngineConfig) -> ServerExtensions:
         """See CommandTools."""
-        host = self._strict_host(config)
-        return ServerExtensions(
-            routes=_routes(host),
-            tool_parsers=_parsers(host.tool_parsers),
-            reasoning_parsers=_parsers(host.reasoning_parsers),
-            plugins=tuple(
-                PluginSummary(
-                    name=record.name,
-                    distribution=record.candidate.distribution,
-                    version=record.candidate.version,
-                    description="" if record.info is None else record.info.description,
-                    is_enabled=record.is_enabled,
-                    reason=record.reason,
-                )
-                for record in host.records
-            ),
-        )
+        return server_extensions(self._strict_host(config))
 
     async def start_engine(
         self, config: EngineConfig, options: EngineProcessOptions | None = None
     ) -> EngineClient:
         """See CommandTools."""
+        from quire.loading.template_setting import read_template
+
+        read_template(config.model.chat_template)  # a wrong one is told before anything is loaded
         if options is not None:
             from quire.engine.supervisor import SupervisedEngine
 
@@ -105,20 +90,3 @@ class HostTools:
             return self._host
         self._host = PluginHost.discover(config.plugins)
         return self._host
-
-
-def _parsers(registry: Registry[ToolParserSpec] | Registry[ReasoningParserSpec]) -> dict[str, ParserFactory]:
-    return {
-        spec.name: cast(ParserFactory, resolve_factory(spec.factory, registry.registration(spec.name)))
-        for spec in registry.specs()
-    }
-
-
-def _routes(host: PluginHost) -> tuple[PluginRoute, ...]:
-    routes = []
-    for spec in host.routes.specs():
-        registration = host.routes.registration(spec.path)
-        factory = cast(Callable[[RouteContext], object], resolve_factory(spec.factory, registration))
-        plugin = registration.plugin
-        routes.append(PluginRoute(plugin, spec.path, tuple(spec.methods), factory, host.options(plugin)))
-    return tuple(routes)

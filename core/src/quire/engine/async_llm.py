@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from quire.api.outputs import Metric, OutputDelta, RequestOutput
 from quire.api.request import SamplingParams
 from quire.engine.assembler import OutputAssembler
 from quire.engine.build import build_engine
+from quire.engine.delta_stream import DeltaStream, post, put_all
 from quire.engine.engine import Engine
 from quire.engine.engine_thread import EngineThread
 from quire.engine.inputs import Prompt
@@ -48,22 +50,31 @@ class AsyncLLM:
         host: PluginHost | None = None,
         **keywords: object,
     ) -> None:
-        file = Path(config_file) if config_file is not None else None
-        self._build(EngineConfig.from_keywords({"model": model, **keywords}, file), host)
+        self._begin(EngineConfig.from_keywords({"model": model, **keywords}, config_file), host)
+        try:
+            self._engine = self._thread.built.result()
+        except BaseException:  # Ctrl-C, perhaps: nobody would close what the thread goes on to build
+            self._thread.abandon()
+            raise
 
     @classmethod
-    def from_config(cls, config: EngineConfig, host: PluginHost | None = None) -> AsyncLLM:
-        """Build from a configuration that is made already."""
+    async def start(cls, config: EngineConfig, host: PluginHost | None = None) -> AsyncLLM:
+        """Build from a configuration that is made already, off the event loop."""
         llm = cls.__new__(cls)
-        llm._build(config, host)
+        llm._begin(config, host)
+        try:
+            llm._engine = await asyncio.wrap_future(llm._thread.built)
+        except BaseException:
+            llm._thread.abandon()
+            raise
         return llm
 
-    def _build(self, config: EngineConfig, host: PluginHost | None) -> None:
+    def _begin(self, config: EngineConfig, host: PluginHost | None) -> None:
+        """Have the engine built."""
         self.config = config
-        self._submitting: dict[str, _Stream] = {}
-        self._streams: dict[str, _Stream] = {}  # the engine's thread adds, changes and reads it
+        self._submitting: dict[str, DeltaStream] = {}
+        self._streams: dict[str, DeltaStream] = {}  # the engine's thread adds, changes and reads it
         self._thread = EngineThread(partial(build_engine, config, host), self._deliver, self._end)
-        self._engine = self._thread.built()
 
     async def generate(
         self,
@@ -87,17 +98,12 @@ class AsyncLLM:
             PromptError, SamplingParamsError, CapacityError: by the first `anext`; nothing stays behind.
             EngineClosedError: the engine was closed, or broke, before the request ended.
         """
-        stream = self._new_stream(request_id)
-        try:
-            assembler = OutputAssembler(await self._submit(stream, prompt, sampling_params, priority, salt))
-            is_finished = False
-            while not is_finished:
+        async with self._streaming(prompt, sampling_params, request_id, priority, salt) as stream:
+            assembler = OutputAssembler(stream.start)
+            while not stream.is_over:
                 for delta in await stream.take():
                     assembler.add(delta)
-                    is_finished = delta.finished
                 yield assembler.output()
-        finally:
-            self._leave(stream)
 
     async def stream_deltas(
         self,
@@ -109,16 +115,10 @@ class AsyncLLM:
         salt: str = "",
     ) -> AsyncGenerator[OutputDelta, None]:
         """As `generate`, but what is new each time, so that the cost does not grow with the output."""
-        stream = self._new_stream(request_id)
-        try:
-            await self._submit(stream, prompt, sampling_params, priority, salt)
-            is_finished = False
-            while not is_finished:
+        async with self._streaming(prompt, sampling_params, request_id, priority, salt) as stream:
+            while not stream.is_over:
                 for delta in await stream.take():
-                    is_finished = delta.finished
                     yield delta
-        finally:
-            self._leave(stream)
 
     async def abort(self, request_id: str) -> None:
         """End a request; its stream gets what there is, and the finish reason "abort". Unknown ids are ignored."""
@@ -155,6 +155,16 @@ class AsyncLLM:
         """What it is, for a server."""
         return self._engine.describe()
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests that have a slot, and requests that wait for one."""
+        return self._engine.load
+
+    @property
+    def closed_error(self) -> EngineClosedError | None:
+        """Why it takes no requests any more: it was closed, or broke; None while it does."""
+        return self._thread.closed_error
+
     def close(self) -> None:
         """Abort all requests and free the model; waits for the current step; idempotent."""
         self._thread.close()
@@ -167,33 +177,41 @@ class AsyncLLM:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    def _new_stream(self, request_id: str | None) -> _Stream:
-        return _Stream(request_id or f"request-{uuid.uuid4().hex}")
+    @asynccontextmanager
+    async def _streaming(
+        self, prompt: Prompt, params: SamplingParams | None, request_id: str | None, priority: int, salt: str
+    ) -> AsyncIterator[DeltaStream]:
+        """The stream of a request, which is queued at the beginning and nobody's at the end."""
+        stream = DeltaStream(request_id or f"request-{uuid.uuid4().hex}")
+        try:
+            await self._submit(stream, prompt, params, priority, salt)
+            yield stream
+        finally:
+            self._leave(stream)
 
     async def _submit(
-        self, stream: _Stream, prompt: Prompt, params: SamplingParams | None, priority: int, salt: str
-    ) -> RequestOutput:
-        """Queue a request whose deltas go to a stream; its output of now."""
+        self, stream: DeltaStream, prompt: Prompt, params: SamplingParams | None, priority: int, salt: str
+    ) -> None:
+        """Queue a request whose deltas go to a stream."""
         name = stream.request_id
 
-        def add(engine: Engine) -> RequestOutput:
+        def add(engine: Engine) -> None:
             given = params or engine.default_sampling_params()
             engine.add_request(prepared, given, request_id=name, priority=priority, salt=salt)
             self._streams[name] = stream
-            output = engine.output(name)
+            stream.start = engine.output(name)
             if stream.is_aborted:
                 self._abort(engine, name)
-            return output
 
         self._submitting.setdefault(name, stream)
         try:
             prepared = await asyncio.to_thread(self._engine.prepare_prompt, prompt)  # long texts take long
-            return await self._call(add)
+            await self._call(add)
         finally:
             if self._submitting.get(name) is stream:
                 del self._submitting[name]
 
-    def _leave(self, stream: _Stream) -> None:
+    def _leave(self, stream: DeltaStream) -> None:
         """Nobody reads the stream any more."""
 
         def discard(engine: Engine) -> None:
@@ -212,7 +230,7 @@ class AsyncLLM:
 
     def _deliver(self, deltas: list[OutputDelta]) -> None:
         """In the engine's thread: hand deltas to their streams, with one wake-up of each event loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, OutputDelta]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[DeltaStream, OutputDelta]]] = {}
         for delta in deltas:
             stream = self._streams.get(delta.request_id)
             if stream is None:
@@ -221,7 +239,7 @@ class AsyncLLM:
                 del self._streams[delta.request_id]
             by_loop.setdefault(stream.loop, []).append((stream, delta))
         for loop, items in by_loop.items():
-            if not _post(loop, _put_all, items):
+            if not post(loop, put_all, items):
                 for stream, _ in items:
                     self._streams.pop(stream.request_id, None)
                     self._engine.discard(stream.request_id)
@@ -229,52 +247,5 @@ class AsyncLLM:
     def _end(self, reason: EngineClosedError) -> None:
         """In the engine's thread: nothing follows."""
         for name, stream in self._streams.items():
-            _post(stream.loop, stream.fail, EngineClosedError(f"request {name!r} did not end: {reason}"))
+            post(stream.loop, stream.fail, EngineClosedError(f"request {name!r} did not end: {reason}"))
         self._streams.clear()
-
-
-class _Stream:
-    """What a request got and nobody has read; used in its event loop only."""
-
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-        self.is_aborted = False
-        self.loop = asyncio.get_running_loop()
-        self._deltas: list[OutputDelta] = []
-        self._error: Exception | None = None
-        self._is_ready = asyncio.Event()
-
-    def put(self, delta: OutputDelta) -> None:
-        self._deltas.append(delta)
-        self._is_ready.set()
-
-    def fail(self, error: Exception) -> None:
-        self._error = error
-        self._is_ready.set()
-
-    async def take(self) -> list[OutputDelta]:
-        """All deltas that have come; at least one."""
-        await self._is_ready.wait()
-        self._is_ready.clear()
-        deltas, self._deltas = self._deltas, []
-        if not deltas and self._error is not None:
-            raise self._error
-        if self._error is not None:
-            self._is_ready.set()
-        return deltas
-
-
-def _put_all(items: list[tuple[_Stream, OutputDelta]]) -> None:
-    for stream, delta in items:
-        stream.put(delta)
-
-
-def _post(loop: asyncio.AbstractEventLoop, function: Callable[..., None], argument: object) -> bool:
-    """Have an event loop call something; False where it is closed, so that nobody reads any more."""
-    try:
-        loop.call_soon_threadsafe(function, argument)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise
-        return False
-    return True

@@ -12,7 +12,7 @@ from torch import nn
 
 from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.config import EngineConfig
-from quire.api.errors import ConfigError, TokenizerError
+from quire.api.errors import ConfigError
 from quire.api.extensions import EngineInfo, ExtensionContext
 from quire.api.quantization import QuantizationRequest
 from quire.engine.draft_models import Target
@@ -39,6 +39,7 @@ from quire.kvcache.block_manager import BlockManager
 from quire.loading.generation_config import GenerationConfig, load_generation_config
 from quire.loading.quantization_config import read_quantization_config
 from quire.loading.resolve import resolve_model_folder
+from quire.loading.template_setting import read_template
 from quire.loading.tokenizer import Tokenizer
 from quire.ops.backend_choice import BackendRequest, choose_attention_backend
 from quire.ops.table import OpTable
@@ -165,7 +166,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
             executor=InProcessExecutor(runner),
             tokenizer=tokenizer,
             eos_token_ids=_eos_token_ids(generation, tokenizer),
-            chat_template=_read_template(config.model.chat_template),
+            chat_template=read_template(config.model.chat_template),
             generation=generation,
             rope_switch_len=source.config.rope_switch_len,
             runner_times=runner.times,
@@ -249,18 +250,6 @@ def _load_tokenizer(config: EngineConfig, folder: Path, host: PluginHost) -> Tok
     if config.model.tokenizer is not None:
         folder = resolve_model_folder(config.model.tokenizer, None, host.resolve_model)
     return Tokenizer.from_folder(folder)
-
-
-def _read_template(setting: str | None) -> str | None:
-    """A chat template given as text, or as the path of a file that holds it."""
-    if setting is None or "{" in setting:
-        return setting
-    try:
-        return Path(setting).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(
-            f"chat_template={setting!r} is neither a template nor a readable file: {error}"
-        ) from None
 
 
 def _make_runner(

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from quire.api.commands import EngineProcessOptions
 from quire.api.config import EngineConfig
 from quire.engine.wire import (
     LENGTH,
@@ -18,6 +19,7 @@ from quire.engine.wire import (
     FromEngine,
     Heartbeat,
     Start,
+    Stop,
     ToEngine,
     WireError,
     decode_from_engine,
@@ -26,6 +28,7 @@ from quire.engine.wire import (
 )
 
 READ_AHEAD_BYTES = 1 << 20
+LONG_FRAME_BYTES = 1 << 17
 BUILD_SILENCE_S = 30.0
 """How long no heartbeat may come while the engine is built: imports and loading hold the interpreter's lock."""
 DUMP_S = 0.3
@@ -38,7 +41,7 @@ class EngineProcess:
 
     Args:
         process: which has the other end. reader, writer: of this end.
-        watchdog_s: how long it may not get on, once it has started.
+        options: how long it may take to start, and may then not get on.
     """
 
     def __init__(
@@ -46,12 +49,12 @@ class EngineProcess:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        watchdog_s: float,
+        options: EngineProcessOptions,
     ) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
-        self._watchdog_s = watchdog_s
+        self._options = options
         self._progress = -1
         self._silent_s = 0.0
         self._is_started = False
@@ -59,30 +62,30 @@ class EngineProcess:
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._close_at_exit())]
 
     @classmethod
-    async def spawn(cls, config: EngineConfig, watchdog_s: float) -> EngineProcess:
-        """Start a process and tell it what to build; it answers with Started or StartFailed."""
+    async def spawn(cls, config: EngineConfig, options: EngineProcessOptions) -> EngineProcess:
+        """Start a process and tell it what to build; it answers with Started or StartFailed.
+
+        Raises:
+            OSError: it cannot be started, for want of memory or descriptors.
+        """
+        frame = encode(Start(config.model_dump(mode="json")))
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *(
-                        sys.executable,
-                        "-P",
-                        "-m",
-                        "quire.engine.process",
-                        str(theirs.fileno()),
-                        str(os.getpid()),
-                    ),
-                    pass_fds=(theirs.fileno(),),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
-                )
+                process = await _started(theirs.fileno())
             except BaseException:
                 ours.close()
                 raise
-        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=READ_AHEAD_BYTES)
-        engine = cls(process, reader, writer, watchdog_s)
-        engine.send(Start(config.model_dump(mode="json")))
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=ours, limit=READ_AHEAD_BYTES)
+        except BaseException:
+            ours.close()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            raise
+        engine = cls(process, reader, writer, options)
+        engine.send_frame(frame)
         return engine
 
     @property
@@ -108,6 +111,8 @@ class EngineProcess:
         try:
             length = frame_length(await self._reader.readexactly(LENGTH.size))
             message = decode_from_engine(await self._reader.readexactly(length))
+            if length > LONG_FRAME_BYTES:
+                await asyncio.sleep(0)  # reading what is there already lets nobody else run
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
         except WireError:
@@ -117,13 +122,16 @@ class EngineProcess:
         return message
 
     async def reap(self) -> str:
-        """Make sure that it is dead, and leave nothing behind; how it died."""
+        """Make sure that it is dead, and leave nothing behind; how it died.
+
+        All that must be done is done before the first wait, so that it holds where this is cancelled.
+        """
         self._signal(signal.SIGKILL)
-        status = await self._process.wait()
         for task in self._tasks:
             task.cancel()
+        self._writer.transport.abort()  # unsent data is for nobody
+        status = await self._process.wait()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
         if self._hang:
@@ -131,11 +139,6 @@ class EngineProcess:
         if status < 0:
             return f"it was ended by {signal.Signals(-status).name}"
         return f"it ended with status {status}; its log says why"
-
-    async def wait(self, limit_s: float) -> None:
-        """Wait until it has ended, not longer than this."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), limit_s)
 
     def _note(self, message: FromEngine) -> None:
         """What shows that it gets on."""
@@ -147,24 +150,40 @@ class EngineProcess:
         elif isinstance(message, Deltas):
             self._silent_s = 0.0
 
+    async def stop(self, limit_s: float) -> None:
+        """End it properly, or hard where that takes longer than this or is cancelled."""
+        try:
+            self.send(Stop())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), limit_s)
+        finally:
+            await self.reap()
+
     async def _watch(self) -> None:
         """Kill the process when it does not get on, with its stacks on standard error."""
-        before = time.monotonic()
-        while True:
-            await asyncio.sleep(_TICK_S)
-            now = time.monotonic()
-            self._silent_s += min(
-                now - before, 2 * _TICK_S
-            )  # if it was this loop that hung, that does not count
-            before = now
-            limit_s = self._watchdog_s if self._is_started else max(self._watchdog_s, BUILD_SILENCE_S)
-            if self._silent_s > limit_s:
-                break
-        self._hang = f"it did not get on for {limit_s:g} s"
+        self._hang = await self._next_hang()
         self._signal(signal.SIGUSR1)
         self._signal(signal.SIGCONT)  # a stopped process dumps nothing
         await asyncio.sleep(DUMP_S)
         self._signal(signal.SIGKILL)
+
+    async def _next_hang(self) -> str:
+        """Wait until it does not get on; how that shows."""
+        options = self._options
+        before, building_s = time.monotonic(), 0.0
+        while True:
+            await asyncio.sleep(_TICK_S)
+            now = time.monotonic()
+            passed_s = min(now - before, 2 * _TICK_S)  # if it was this loop that hung, that does not count
+            before = now
+            self._silent_s += passed_s
+            if not self._is_started:
+                building_s += passed_s
+                if building_s > options.max_build_s:
+                    return f"it was not built within {options.max_build_s:g} s"
+            limit_s = options.watchdog_s if self._is_started else max(options.watchdog_s, BUILD_SILENCE_S)
+            if self._silent_s > limit_s:
+                return f"it did not get on for {limit_s:g} s"
 
     async def _close_at_exit(self) -> None:
         """End `receive` when the process has ended, though a process of its own may still hold its socket."""
@@ -178,6 +197,16 @@ class EngineProcess:
         ):  # not `send_signal`: it would take the status from the event loop
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
+
+
+async def _started(descriptor: int) -> asyncio.subprocess.Process:
+    """A process that has the other end of the socket."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "quire.engine.process", str(descriptor), str(os.getpid())),
+        pass_fds=(descriptor,),
+        stdin=asyncio.subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
+    )
 
 
 def _import_path() -> list[str]:

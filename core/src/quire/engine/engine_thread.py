@@ -31,6 +31,9 @@ class EngineThread:
         deliver: takes what requests got in a step, in the engine's thread. Requests that have ended are
             forgotten before.
         ended: told, in the engine's thread, that no delta will follow, and why: it was closed, or what broke it.
+
+    Attributes:
+        built: the engine, or what building it raised. Who stops waiting for it calls `abandon`.
     """
 
     def __init__(
@@ -39,7 +42,8 @@ class EngineThread:
         deliver: Callable[[list[OutputDelta]], None],
         ended: Callable[[EngineClosedError], None],
     ) -> None:
-        self._built: Future[Engine] = Future()
+        self.built: Future[Engine] = Future()
+        self.built.set_running_or_notify_cancel()  # who waits for it in an event loop cannot cancel it
         self._deliver = deliver
         self._ended = ended
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
@@ -47,11 +51,16 @@ class EngineThread:
         self._is_closed = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(build,), name="quire-engine", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # Ctrl-C, perhaps: it may have started
+            self.abandon()
+            raise
 
-    def built(self) -> Engine:
-        """The engine, once it is built; raises what building it raised."""
-        return self._built.result()
+    @property
+    def closed_error(self) -> EngineClosedError | None:
+        """Why calls are refused: it was closed, or what broke it; None while they are not."""
+        return self._refusal() if self._is_closed else None
 
     def call(self, function: Callable[[Engine], T]) -> Future[T]:
         """Have something done with the engine between two steps, in the order of the calls."""
@@ -65,12 +74,16 @@ class EngineThread:
 
     def close(self) -> None:
         """End after the current step and what was called before, and wait for it; idempotent."""
+        self.abandon()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def abandon(self) -> None:
+        """As `close`, without waiting; while the engine is built, it ends as soon as that is done."""
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
                 self._tasks.put(None)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
 
     def _run(self, build: Callable[[], Engine]) -> None:
         try:
@@ -78,9 +91,9 @@ class EngineThread:
         except BaseException as error:
             self._error = error
             self._refuse_rest()
-            self._built.set_exception(error)
+            self.built.set_exception(error)
             return
-        self._built.set_result(self._engine)
+        self.built.set_result(self._engine)
         try:
             while self._do_tasks():
                 if self._engine.has_unfinished:
@@ -133,6 +146,7 @@ class EngineThread:
                 engine.discard(request_id)
             if delta.finished or delta.choices:
                 deltas.append(delta)
+            PROGRESS.count += 1  # texts of logprobs may take long
         if deltas:
             self._deliver(deltas)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import operator
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 
 from quire.api.client import EngineRequest
-from quire.api.outputs import ChoiceDelta, OutputDelta, RequestMetrics
+from quire.api.outputs import ChoiceDelta, OutputDelta, PositionLogprobs, RequestMetrics
 from quire.api.request import FinishReason
+from quire.engine.unread import Unread
 from quire.engine.wire import Submit, encode, plain_params
 
 
@@ -18,24 +19,30 @@ class LiveRequest:
 
     Attributes:
         is_sent: the engine of now has it.
+        is_taken_in: that engine has said that it takes it in.
+        has_begun: that engine has said that it runs it, or did.
+        is_counted: the metrics that outlive an engine have it among the requests.
         is_aborted: it shall end.
         has_output: some token or end came, from whichever engine.
-        num_fruitless_deaths: engines in a row that died with it since its last token.
-        num_engines: that it was given to.
+        num_fruitless_deaths: engines that died after they had begun it, since its last token.
+        num_own_deaths: of these, those in which it was the only one begun.
     """
 
     def __init__(self, request: EngineRequest) -> None:
         self.request = request
-        self.is_sent = False
+        self.is_sent = self.is_taken_in = self.has_begun = False
+        self.is_counted = False
         self.is_aborted = False
         self.has_output = False
         self.num_fruitless_deaths = 0
-        self.num_engines = 0
+        self.num_own_deaths = 0
+        self._num_engines = 0
         self._arrival_s = time.monotonic()
         self._first_token_s: float | None = None
         self._tokens: list[list[int] | None] = [[] for _ in range(request.params.n)]
+        self._prompt_logprobs: list[PositionLogprobs | None] = []  # as far as the engine of now has sent them
         self._has_prompt_logprobs = False
-        self._unread: OutputDelta | None = None
+        self._unread = Unread()
         self._error: Exception | None = None
         self._is_read = False
         self._is_ready = asyncio.Event()
@@ -51,7 +58,11 @@ class LiveRequest:
         return all(tokens is None for tokens in self._tokens)
 
     def frame(self) -> bytes:
-        """What has an engine begin it, or go on with it; raises TypeError, WireError, SamplingParamsError."""
+        """What has an engine begin it, or go on with it.
+
+        Raises:
+            TypeError, WireError, CapacityError, SamplingParamsError: it cannot be sent.
+        """
         request = self.request
         message = Submit(
             request_id=request.request_id,
@@ -61,23 +72,40 @@ class LiveRequest:
             priority=request.priority,
             salt=request.salt,
             resumed=self._tokens if self.has_output else None,
+            is_counted=self.is_counted,
         )
         return encode(message)
+
+    def note_sent(self) -> None:
+        """An engine has it."""
+        self.is_sent = True
+        self._num_engines += 1
+
+    def note_lost(self) -> None:
+        """The engine that had it is no more."""
+        self.is_sent = self.is_taken_in = self.has_begun = False
+        self._prompt_logprobs.clear()
+
+    def put_prompt_logprobs(self, positions: Sequence[PositionLogprobs | None]) -> None:
+        """Take in some of its prompt's logprobs; the rest comes later, the last of it in a delta."""
+        self._prompt_logprobs += positions
 
     def put(self, delta: OutputDelta) -> bool:
         """Take in what it got; whether that is output, not just news."""
         if delta.prompt_logprobs is not None:
-            if self._has_prompt_logprobs:
-                delta.prompt_logprobs = None
+            whole = [*self._prompt_logprobs, *delta.prompt_logprobs]
+            delta.prompt_logprobs = None if self._has_prompt_logprobs else whole
             self._has_prompt_logprobs = True
+            self._prompt_logprobs.clear()
         is_output = False
         for choice in delta.choices:
             is_output = self._record(choice) or is_output
         if is_output:
-            self.has_output, self.num_fruitless_deaths = True, 0
+            self.has_output = True
+            self.num_fruitless_deaths = self.num_own_deaths = 0
         if delta.metrics is not None:
             self._correct(delta.metrics)
-        self._unread = delta if self._unread is None else merged(self._unread, delta)
+        self._unread.add(delta)
         self._is_ready.set()
         return is_output
 
@@ -94,7 +122,7 @@ class LiveRequest:
 
     def refuse(self, error: Exception) -> None:
         """End it with an exception: its reader gets it where it had nothing, else a last delta."""
-        if self._is_read or self._unread is not None:
+        if self._is_read or self._unread:
             self.end(FinishReason.ERROR, error)
         else:
             self.fail(error)
@@ -107,7 +135,7 @@ class LiveRequest:
     async def take(self) -> OutputDelta:
         """All that came since the last call, in one delta; waits until something does."""
         await self._is_ready.wait()
-        delta, self._unread = self._unread, None
+        delta = self._unread.take()
         if delta is None:
             if self._error is None:
                 raise RuntimeError("a request was woken with nothing to read: a defect of the supervisor")
@@ -131,32 +159,7 @@ class LiveRequest:
     def _correct(self, metrics: RequestMetrics) -> None:
         """Its times began here, before the engine that ended it had it."""
         metrics.arrival_s = self._arrival_s
-        if self.num_engines > 1:
+        if self._num_engines > 1:
             metrics.first_token_s = self._first_token_s
             if self._first_token_s is not None and metrics.first_scheduled_s is not None:
                 metrics.first_scheduled_s = min(metrics.first_scheduled_s, self._first_token_s)
-
-
-def merged(first: OutputDelta, second: OutputDelta) -> OutputDelta:
-    """Two deltas of a request, in order, as one."""
-    by_index = {choice.index: choice for choice in first.choices}
-    for choice in second.choices:
-        before = by_index.get(choice.index)
-        by_index[choice.index] = choice if before is None else _merged_choice(before, choice)
-    return replace(
-        second,
-        choices=[by_index[index] for index in sorted(by_index)],
-        prompt_logprobs=second.prompt_logprobs if first.prompt_logprobs is None else first.prompt_logprobs,
-    )
-
-
-def _merged_choice(first: ChoiceDelta, second: ChoiceDelta) -> ChoiceDelta:
-    logprobs = None
-    if first.logprobs is not None or second.logprobs is not None:
-        logprobs = [*(first.logprobs or ()), *(second.logprobs or ())]
-    return replace(
-        second,
-        text=first.text + second.text,
-        token_ids=[*first.token_ids, *second.token_ids],
-        logprobs=logprobs,
-    )

@@ -49,8 +49,7 @@ class LLM:
         host: PluginHost | None = None,
         **keywords: object,
     ) -> None:
-        file = Path(config_file) if config_file is not None else None
-        self.config = EngineConfig.from_keywords({"model": model, **keywords}, file)
+        self.config = EngineConfig.from_keywords({"model": model, **keywords}, config_file)
         self.engine: Engine = build_engine(self.config, host)
 
     @property

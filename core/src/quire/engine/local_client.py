@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from quire.api.client import EngineDescription, EngineRequest, EngineStatus
 from quire.api.config import EngineConfig
+from quire.api.errors import EngineClosedError, PromptError
 from quire.api.outputs import Metric, OutputDelta
+from quire.api.request import FinishReason
 from quire.engine.async_llm import AsyncLLM
+from quire.engine.inputs import check_names
+from quire.engine.live_request import LiveRequest
 from quire.loading.tokenizer import Tokenizer
 from quire.plugins import PluginHost
 
@@ -23,14 +28,13 @@ class LocalEngine:
     def __init__(self, llm: AsyncLLM) -> None:
         self._llm = llm
         self._description = llm.describe()
-        self._waiting: dict[str, int] = {}  # requests that have got nothing, by their prompt's tokens
-        self._num_requests = 0
+        self._live: dict[str, LiveRequest] = {}
         self._is_closed = False
 
     @classmethod
     async def start(cls, config: EngineConfig, host: PluginHost | None = None) -> LocalEngine:
         """Build the engine off the event loop; raises QuireError as `LLM` does."""
-        return cls(await asyncio.to_thread(AsyncLLM.from_config, config, host))
+        return cls(await AsyncLLM.start(config, host))
 
     @property
     def description(self) -> EngineDescription:
@@ -44,38 +48,50 @@ class LocalEngine:
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[OutputDelta, None]:
         """See EngineClient."""
+        live = self._admit(request)
+        name = request.request_id
         prompt: dict[str, object] = {"prompt_token_ids": list(request.token_ids)}
         if request.text is not None:
             prompt["prompt"] = request.text
-        name = request.request_id
-        self._waiting[name] = len(request.token_ids)
-        self._num_requests += 1
+        deltas = self._llm.stream_deltas(
+            prompt, request.params, name, priority=request.priority, salt=request.salt
+        )
         try:
-            deltas = self._llm.stream_deltas(
-                prompt, request.params, name, priority=request.priority, salt=request.salt
-            )
             async with aclosing(deltas):
                 async for delta in deltas:
-                    self._waiting.pop(name, None)
-                    yield delta
+                    live.put(delta)
+                    if delta.finished:
+                        del self._live[name]
+                    yield await live.take()
+        except EngineClosedError as error:
+            if self._is_closed:
+                raise
+            live.end(FinishReason.ERROR, error)  # it broke
+            yield await live.take()
         finally:
-            self._waiting.pop(name, None)
-            self._num_requests -= 1
+            if self._live.get(name) is live:
+                del self._live[name]
 
     async def abort(self, request_id: str) -> None:
         """See EngineClient."""
-        await self._llm.abort(request_id)
+        if request_id in self._live:
+            with contextlib.suppress(EngineClosedError):  # then its stream ends anyway
+                await self._llm.abort(request_id)
 
     def status(self) -> EngineStatus:
         """See EngineClient."""
-        num_waiting = len(self._waiting)
+        error = self._llm.closed_error
+        num_running, num_waiting = self._llm.load
         return EngineStatus(
-            is_ready=not self._is_closed,
-            reason="the engine was closed" if self._is_closed else "",
-            num_requests=self._num_requests,
-            num_running=self._num_requests - num_waiting,
+            is_ready=error is None,
+            reason="" if error is None else str(error),
+            num_requests=len(self._live),
+            num_running=num_running,
             num_waiting=num_waiting,
-            num_waiting_tokens=sum(self._waiting.values()),
+            num_waiting_tokens=sum(
+                live.num_prompt_tokens for live in self._live.values() if not live.has_output
+            ),
+            is_ended=error is not None,
         )
 
     async def get_metrics(self) -> list[Metric]:
@@ -94,3 +110,14 @@ class LocalEngine:
         """See EngineClient."""
         self._is_closed = True
         await asyncio.to_thread(self._llm.close)
+
+    def _admit(self, request: EngineRequest) -> LiveRequest:
+        if (error := self._llm.closed_error) is not None:
+            raise error
+        name = request.request_id
+        check_names(name, request.priority, request.salt)
+        request.params.validate()
+        if name in self._live:
+            raise PromptError(f"request id {name!r} is in use: give each request its own")
+        live = self._live[name] = LiveRequest(request)
+        return live

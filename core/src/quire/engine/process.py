@@ -5,6 +5,7 @@ It runs what comes over the socket at DESCRIPTOR (see `quire.engine.wire`) and e
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import faulthandler
@@ -15,23 +16,27 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quire.api.config import EngineConfig
-from quire.api.errors import EngineClosedError
+from quire.api.errors import CapacityError, EngineClosedError
 from quire.api.outputs import Metric, OutputDelta
 from quire.api.request import SamplingParams
+from quire.engine.pulse import Pulse
 from quire.engine.wire import (
     Abort,
+    Begun,
     Call,
     Channel,
     Counters,
     Deltas,
     Forget,
+    Forgotten,
     Heartbeat,
+    PromptLogprobs,
     Refused,
     Reply,
     Start,
@@ -39,7 +44,11 @@ from quire.engine.wire import (
     StartFailed,
     Stop,
     Submit,
+    TakingIn,
+    WireError,
+    in_parts,
 )
+from quire.execution.progress import PROGRESS
 
 if TYPE_CHECKING:
     from quire.engine.engine import Engine
@@ -74,6 +83,7 @@ class EngineServer:
         self._thread: EngineThread | None = None
         self._num_open_calls = 0  # counted by the receiving thread
         self._num_done_calls = 0  # counted by the engine's
+        self._is_taking_in = False  # used by the engine's thread
         self._is_stopping = False
 
     def start(self, config: dict[str, Any]) -> None:
@@ -85,8 +95,9 @@ class EngineServer:
 
             build = partial(build_engine, EngineConfig.validated(config))
             self._thread = EngineThread(build, self._deliver, self._end)
-            engine = self._thread.built()
+            engine = self._thread.built.result()
             description = engine.describe()
+            engine.before_steps(self._begin)
         except Exception as error:
             logger.debug("building the engine failed", exc_info=True)
             self._channel.send(StartFailed(error))
@@ -107,11 +118,11 @@ class EngineServer:
                 self._required_thread.close()
                 return
             if isinstance(message, Submit):
-                self._call(partial(_add, message), partial(self._after_submit, message.request_id))
+                self._call(partial(self._take_in, message), partial(self._after_submit, message.request_id))
             elif isinstance(message, Abort):
                 self._call(partial(_abort, message.request_id))
             elif isinstance(message, Forget):
-                self._call(partial(_forget, message.request_id))
+                self._call(partial(self._forget, message.request_id))
             elif isinstance(message, Call):
                 function = partial(_run_method, message)
                 self._call(function, partial(self._after_call, message.number))
@@ -130,11 +141,41 @@ class EngineServer:
         future = self._required_thread.call(function)
 
         def done(future: Future[Any]) -> None:
-            if after is not None and not isinstance(future.exception(), EngineClosedError):
-                after(future)  # a request that met a broken engine is replayed, not refused
-            self._num_done_calls += 1
+            try:
+                if after is not None and not isinstance(future.exception(), EngineClosedError):
+                    after(future)  # a request that met a broken engine is replayed, not refused
+            finally:
+                self._num_done_calls += 1
 
         future.add_done_callback(done)
+
+    def _take_in(self, message: Submit, engine: Engine) -> None:
+        """Add a request; what the process dies of meanwhile is known to be this one."""
+        self._channel.send(TakingIn(message.request_id))
+        self._is_taking_in = True
+        prompt: dict[str, object] = {"prompt_token_ids": message.token_ids}
+        if message.text is not None:
+            prompt["prompt"] = message.text
+        engine.add_request(
+            prompt,
+            SamplingParams(**message.params),
+            request_id=message.request_id,
+            priority=message.priority,
+            salt=message.salt,
+            resumed=message.resumed,
+        )
+        if message.is_counted:
+            engine.uncount_prompt(len(message.token_ids))
+
+    def _begin(self, request_ids: Sequence[str]) -> None:
+        """Say which requests a step is the first of, before it runs: it may end the process."""
+        if request_ids or self._is_taking_in:
+            self._is_taking_in = False
+            self._channel.send(Begun(list(request_ids)))
+
+    def _forget(self, request_id: str, engine: Engine) -> None:
+        engine.discard(request_id)
+        self._channel.send(Forgotten(request_id))
 
     def _after_submit(self, request_id: str, future: Future[Any]) -> None:
         error = future.exception()
@@ -145,12 +186,38 @@ class EngineServer:
         error = future.exception()
         if isinstance(error, Exception):
             self._channel.send(Reply(number, [], error))
-        else:
+            return
+        try:
             self._channel.send(Reply(number, future.result() or []))
+        except (CapacityError, WireError) as refusal:
+            self._channel.send(Reply(number, [], refusal))
 
-    def _deliver(self, deltas: list[OutputDelta]) -> None:
-        num_running, num_waiting = self._load()
-        self._channel.send(Deltas(deltas, num_running, num_waiting))
+    def _deliver(self, deltas: Sequence[OutputDelta]) -> None:
+        for delta in deltas:
+            self._send_prompt_logprobs(delta)
+        try:
+            self._channel.send(Deltas(list(deltas), *self._load()))
+        except (CapacityError, WireError) as error:
+            if len(deltas) > 1:
+                for delta in deltas:
+                    self._deliver([delta])
+            else:
+                self._end_unsendable(deltas[0].request_id, error)
+
+    def _send_prompt_logprobs(self, delta: OutputDelta) -> None:
+        """Send those of a long prompt ahead, but for the last ones."""
+        if delta.prompt_logprobs is not None:
+            *ahead, last = in_parts(delta.prompt_logprobs)
+            for part in ahead:
+                self._channel.send(PromptLogprobs(delta.request_id, part))
+            delta.prompt_logprobs = last
+
+    def _end_unsendable(self, request_id: str, error: Exception) -> None:
+        """End a request of which there is no telling what it got; the others go on."""
+        logger.error("request %s is ended: %s", request_id, error)
+        if self._engine is not None:
+            self._engine.discard(request_id)
+        self._channel.send(Refused(request_id, error))
 
     def _load(self) -> tuple[int, int]:
         return (0, 0) if self._engine is None else self._engine.load
@@ -163,13 +230,13 @@ class EngineServer:
     def _beat(self) -> None:
         """Say that the process lives, and how the engine gets on."""
         counted_at, counted = 0.0, -1
-        count = 0
+        pulse = Pulse()
         while True:
+            count = PROGRESS.count
             try:
-                count = self._progress()
                 is_busy = self._engine is not None and self._engine.has_unfinished
                 is_busy = is_busy or self._num_open_calls > self._num_done_calls
-                self._channel.send(Heartbeat(count, is_busy, *self._load()))
+                self._channel.send(Heartbeat(pulse.read(), is_busy, *self._load()))
             except OSError:
                 os._exit(0)
             if self._engine is not None and count != counted and time.monotonic() - counted_at >= COUNTERS_S:
@@ -177,35 +244,14 @@ class EngineServer:
                 self._required_thread.call(_get_metrics).add_done_callback(self._after_counters)
             time.sleep(HEARTBEAT_S)
 
-    def _progress(self) -> int:
-        module = sys.modules.get("quire.execution.progress")  # imported with torch, by the builder
-        return 0 if module is None else int(module.PROGRESS.count)
-
     def _after_counters(self, future: Future[list[Metric]]) -> None:
         if future.exception() is None:
-            self._channel.send(Counters(future.result()))
-
-
-def _add(message: Submit, engine: Engine) -> None:
-    prompt: dict[str, object] = {"prompt_token_ids": message.token_ids}
-    if message.text is not None:
-        prompt["prompt"] = message.text
-    engine.add_request(
-        prompt,
-        SamplingParams(**message.params),
-        request_id=message.request_id,
-        priority=message.priority,
-        salt=message.salt,
-        resumed=message.resumed,
-    )
+            with contextlib.suppress(CapacityError, WireError):  # who asks for them is told
+                self._channel.send(Counters(future.result()))
 
 
 def _abort(request_id: str, engine: Engine) -> None:
     engine.abort(request_id)
-
-
-def _forget(request_id: str, engine: Engine) -> None:
-    engine.discard(request_id)
 
 
 def _run_method(message: Call, engine: Engine) -> list[Metric] | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from quire.api.errors import PromptError, StepError
 from quire.api.request import FinishReason
 from quire.engine.child import EngineProcess
 from quire.engine.live_request import LiveRequest
+from quire.engine.wire import Abort, Forget
 
 SUSPICIOUS_DEATHS = 2
+FATAL_DEATHS = 2
 
 logger = logging.getLogger("quire")
 
@@ -17,13 +20,22 @@ logger = logging.getLogger("quire")
 class Roster:
     """The requests that have not ended, in the order in which they came.
 
-    A request with which two engines in a row died, without a token for it in between, is a suspect. A single
-    one is ended; several are tried one at a time, while all others wait, and the one that kills is ended.
+    Of a death those are suspected that the engine had begun: the one that it was taking in, or else all that
+    it ran. If that is one alone, it is its own death; of two of its own, without a token in between, a
+    request is ended. A request with two deaths of whatever kind since its last token is tried: while there
+    are such, all others wait, and they are given to the engine one after the other, each when the one before
+    has got a token.
+
+    Requests that only waited are never suspected. What cannot be known is who ended the engine: two kills
+    from outside that both come while the same request runs alone, without a token in between, look like its
+    doing; and a request that kills but gets a token each time is not found.
     """
 
     def __init__(self) -> None:
         self._live: dict[str, LiveRequest] = {}
+        self._left: dict[str, list[LiveRequest]] = {}  # until the engine has forgotten them
         self._suspects: list[LiveRequest] = []
+        self._taking_in: LiveRequest | None = None
         self._engine: EngineProcess | None = None
         self._num_waiting_tokens = 0
 
@@ -44,6 +56,10 @@ class Roster:
         """A request by its id."""
         return self._live.get(request_id)
 
+    def answered(self, request_id: str) -> LiveRequest | None:
+        """The request that a message of the engine is about; None where it was left."""
+        return None if request_id in self._left else self._live.get(request_id)
+
     def add(self, live: LiveRequest) -> None:
         """Take a request, and give it to the engine as soon as may be."""
         name = live.request.request_id
@@ -54,6 +70,50 @@ class Roster:
         self._num_waiting_tokens += live.num_prompt_tokens
         if self._engine is not None and not self._suspects:
             self._send(live, frame)
+
+    def leave(self, live: LiveRequest) -> None:
+        """Nobody waits for it any more; its id is free at once, though the engine may still speak of it."""
+        name = live.request.request_id
+        if self._live.get(name) is not live:
+            return
+        if live.is_sent and self._engine is not None:
+            self._left.setdefault(name, []).append(live)
+            self._engine.send(Forget(name))
+        self.remove(live)
+
+    def abort(self, live: LiveRequest) -> None:
+        """End it, in whatever state it is."""
+        live.is_aborted = True
+        if live.is_sent and self._engine is not None:
+            self._engine.send(Abort(live.request.request_id))
+        else:
+            self.end(live, FinishReason.ABORT)
+
+    def note_forgotten(self, request_id: str) -> None:
+        """The engine says nothing more of a request that was left."""
+        left = self._left.get(request_id, [])
+        if len(left) > 1:
+            left.pop(0)
+        else:
+            self._left.pop(request_id, None)
+
+    def note_taking_in(self, request_id: str) -> None:
+        """The engine takes a request in; that ends with the next step."""
+        self._taking_in = self._meant(request_id)
+        if self._taking_in is not None:
+            self._taking_in.is_taken_in = True
+
+    def note_begun(self, request_ids: Sequence[str]) -> None:
+        """The engine is about to run a step, for these for the first time."""
+        self._taking_in = None
+        for live in map(self._meant, request_ids):
+            if live is not None:
+                live.has_begun = True
+
+    def note_counted(self) -> None:
+        """The metrics that outlive the engine count what it has taken in."""
+        for live in self._live.values():
+            live.is_counted = live.is_counted or live.is_taken_in
 
     def note_output(self, live: LiveRequest, *, is_first: bool) -> None:
         """It got something: that clears it."""
@@ -76,27 +136,26 @@ class Roster:
         self._send_what_may_run()
 
     def engine_died(self) -> bool:
-        """Note a death and end its culprit, if it is known; whether anything was found out."""
-        on_trial = self._suspects[0] if self._suspects and self._suspects[0].is_sent else None
-        self._engine = None
+        """Note a death, and end the request of which it was one too many; whether there was one."""
+        begun = self._begun()
+        self._engine = self._taking_in = None
+        self._left.clear()
+        for live in begun:
+            live.num_fruitless_deaths += 1
+            live.num_own_deaths += len(begun) == 1
+        self._suspects = []
+        is_found = False
         for live in list(self._live.values()):
-            if live.is_sent:
-                live.is_sent = False
-                live.num_fruitless_deaths += 1
+            live.note_lost()
             if live.is_over or live.is_aborted:
                 self.end(live, FinishReason.ABORT)
-        if on_trial is None:
-            self._suspects = [
-                live for live in self._live.values() if live.num_fruitless_deaths >= SUSPICIOUS_DEATHS
-            ]
-            on_trial = self._suspects[0] if len(self._suspects) == 1 else None
-        if on_trial is None or on_trial.request.request_id not in self._live:
-            return False
-        name = on_trial.request.request_id
-        logger.error("request %s is ended: engines die of it", name)
-        text = f"the engine died {on_trial.num_fruitless_deaths} times while it ran request {name!r}"
-        self.end(on_trial, FinishReason.ERROR, StepError(text))
-        return True
+            elif live.num_own_deaths >= FATAL_DEATHS:
+                self._end_culprit(live)
+                is_found = True
+        suspects = [live for live in self._live.values() if live.num_fruitless_deaths >= SUSPICIOUS_DEATHS]
+        # The one that was tried last goes first, so that it is alone with the engine.
+        self._suspects = sorted(suspects, key=lambda live: -live.num_fruitless_deaths)
+        return is_found
 
     def end(self, live: LiveRequest, reason: FinishReason, error: Exception | None = None) -> None:
         """End a request here."""
@@ -118,6 +177,24 @@ class Roster:
     def _is_holding(self) -> bool:
         return self._engine is None or bool(self._suspects)
 
+    def _meant(self, request_id: str) -> LiveRequest | None:
+        """The request that the engine speaks of: first come those that were left."""
+        left = self._left.get(request_id)
+        return left[0] if left else self._live.get(request_id)
+
+    def _begun(self) -> list[LiveRequest]:
+        """What the engine may die of now."""
+        if self._taking_in is not None:
+            return [self._taking_in]
+        left = (live for lives in self._left.values() for live in lives)
+        return [live for live in (*self._live.values(), *left) if live.has_begun]
+
+    def _end_culprit(self, live: LiveRequest) -> None:
+        name = live.request.request_id
+        logger.error("request %s is ended: engines die of it", name)
+        text = f"the engine died {live.num_fruitless_deaths} times while it ran request {name!r}"
+        self.end(live, FinishReason.ERROR, StepError(text))
+
     def _clear(self, live: LiveRequest) -> None:
         if live in self._suspects:
             self._suspects.remove(live)
@@ -130,6 +207,5 @@ class Roster:
 
     def _send(self, live: LiveRequest, frame: bytes) -> None:
         if self._engine is not None:
-            live.is_sent = True
-            live.num_engines += 1
+            live.note_sent()
             self._engine.send_frame(frame)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from quire.api.outputs import Metric, SpeculationMetrics
 from quire.api.step import StepPlan
@@ -12,6 +15,8 @@ from quire.kvcache.allocation import KVCacheUsage
 from quire.scheduling.plan import SchedulerStats
 
 PREFIX = "quire:"
+_STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""vLLM's buckets of tokens per step."""
 
 
 @dataclass(slots=True)
@@ -22,6 +27,7 @@ class EngineStatistics:
         num_prefill_chunks: plan rows that computed more than one token, or no sampled one.
         max_batch_rows: most requests in one step.
         kv_slots_allocated, kv_slots_wasted: summed over steps.
+        step_tokens: steps by bucket of the tokens that they computed.
     """
 
     num_requests: int = 0
@@ -34,12 +40,18 @@ class EngineStatistics:
     schedule_s: float = 0.0
     update_s: float = 0.0
     emit_s: float = 0.0
+    step_tokens: list[int] = field(default_factory=lambda: [0] * (len(_STEP_TOKENS) + 1))
     finished: Counter[str] = field(default_factory=Counter)
 
     def add_prompt(self, num_tokens: int) -> None:
         """A request was accepted."""
         self.num_requests += 1
         self.num_prompt_tokens += num_tokens
+
+    def remove_prompt(self, num_tokens: int) -> None:
+        """A request that was accepted is counted elsewhere."""
+        self.num_requests -= 1
+        self.num_prompt_tokens -= num_tokens
 
     def add_generated(self, num_tokens: int) -> None:
         """Tokens were sampled."""
@@ -54,6 +66,7 @@ class EngineStatistics:
         self.num_prefill_chunks += sum(
             row.num_tokens - row.num_drafts > 1 or not row.is_sampled for row in plan.rows
         )
+        self.step_tokens[bisect_left(_STEP_TOKENS, sum(row.num_tokens for row in plan.rows))] += 1
         self.max_batch_rows = max(self.max_batch_rows, len(plan.rows))
         self.kv_slots_allocated += usage.num_used_blocks * block_size
         self.kv_slots_wasted += usage.num_wasted_slots
@@ -100,12 +113,26 @@ class EngineStatistics:
         }
         listed = [Metric(PREFIX + name, value, "counter", text) for name, (value, text) in counters.items()]
         listed += [Metric(PREFIX + name, value, "gauge", text) for name, (value, text) in gauges.items()]
+        listed += _step_tokens(self.step_tokens, scheduler.num_scheduled_tokens)
         if scheduler.speculation is not None:
             listed += _speculation(scheduler.speculation)
         for reason, count in sorted(self.finished.items()):
             labels = {"finished_reason": reason}
             listed.append(Metric(PREFIX + "request_success", count, "counter", "requests ended", labels))
         return listed
+
+
+def _step_tokens(counts: Sequence[int], total: int) -> list[Metric]:
+    """The histogram of tokens per step."""
+    name, text = f"{PREFIX}iteration_tokens_total", "tokens computed in a step"
+    bounds = [*map(str, map(float, _STEP_TOKENS)), "+Inf"]
+    listed = [
+        Metric(f"{name}_bucket", count, "histogram", text, {"le": bound})
+        for bound, count in zip(bounds, accumulate(counts), strict=True)
+    ]
+    listed.append(Metric(f"{name}_count", sum(counts), "histogram", text))
+    listed.append(Metric(f"{name}_sum", total, "histogram", text))
+    return listed
 
 
 def _speculation(metrics: SpeculationMetrics) -> list[Metric]:

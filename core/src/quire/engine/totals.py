@@ -11,7 +11,7 @@ _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class Totals:
-    """The metrics of all engines so far: gauges of the last one, counters added up."""
+    """The metrics of all engines so far: gauges of the last one, counters and histograms added up."""
 
     def __init__(self) -> None:
         self._before: dict[_Key, Metric] = {}
@@ -23,7 +23,7 @@ class Totals:
 
     def engine_died(self) -> None:
         """Keep its counters; its gauges say nothing any more."""
-        self._before = {key: metric for key, metric in self._sums().items() if metric.kind == "counter"}
+        self._before = {key: metric for key, metric in self._sums().items() if metric.kind != "gauge"}
         self._now = {}
 
     def metrics(self) -> list[Metric]:

@@ -7,16 +7,18 @@ import inspect
 import socket
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from quire.api import errors
-from quire.api.outputs import Metric, OutputDelta
+from quire.api.outputs import Metric, OutputDelta, PositionLogprobs
 from quire.api.request import SamplingParams
 
 MAX_FRAME_BYTES = 1 << 30
+MAX_PART_ENTRIES = 8192
+"""Logprobs that one frame carries of a prompt: decoding them blocks the event loop for 10 ms or less."""
 LENGTH = struct.Struct(">I")
 """What stands before each frame: its length."""
 
@@ -30,7 +32,7 @@ _PLAIN_PARAMS = SamplingParams()
 
 
 class WireError(errors.QuireError):
-    """A frame is longer than frames may be, or is not what it should be."""
+    """A message cannot be sent as it is, or a frame is not what it should be."""
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -44,7 +46,10 @@ class Start(_Message, frozen=True):
 
 
 class Submit(_Message, frozen=True):
-    """Run a request. `params` are the fields that differ from the defaults; see `Engine.add_request`."""
+    """Run a request. `params` are the fields that differ from the defaults; see `Engine.add_request`.
+
+    `is_counted`: the metrics of an engine before have it among the requests.
+    """
 
     request_id: str
     token_ids: list[int]
@@ -53,6 +58,7 @@ class Submit(_Message, frozen=True):
     priority: int = 0
     salt: str = ""
     resumed: list[list[int] | None] | None = None
+    is_counted: bool = False
 
 
 class Abort(_Message, frozen=True):
@@ -62,7 +68,7 @@ class Abort(_Message, frozen=True):
 
 
 class Forget(_Message, frozen=True):
-    """End a request that nobody waits for."""
+    """End a request that nobody waits for; Forgotten follows, and nothing of it after that."""
 
     request_id: str
 
@@ -91,11 +97,36 @@ class StartFailed(_Message, frozen=True):
     error: Exception
 
 
+class TakingIn(_Message, frozen=True):
+    """The engine is about to take a request in; said before, since the process may die of it."""
+
+    request_id: str
+
+
+class Begun(_Message, frozen=True):
+    """The engine is about to run a step, for these requests the first one, or the first since a preemption."""
+
+    request_ids: list[str]
+
+
 class Refused(_Message, frozen=True):
-    """A request was not taken."""
+    """A request was not taken, or is ended because what it got cannot be sent."""
 
     request_id: str
     error: Exception
+
+
+class Forgotten(_Message, frozen=True):
+    """The answer to Forget: the id means the next request of that name from now on."""
+
+    request_id: str
+
+
+class PromptLogprobs(_Message, frozen=True):
+    """The next positions of a prompt's logprobs; a delta with the last ones follows."""
+
+    request_id: str
+    positions: list[PositionLogprobs | None]
 
 
 class Deltas(_Message, frozen=True):
@@ -130,26 +161,41 @@ class Heartbeat(_Message, frozen=True):
 
 
 ToEngine = Start | Submit | Abort | Forget | Call | Stop
-FromEngine = Started | StartFailed | Refused | Deltas | Reply | Counters | Heartbeat
+FromEngine = (
+    Started
+    | StartFailed
+    | TakingIn
+    | Begun
+    | Refused
+    | Forgotten
+    | PromptLogprobs
+    | Deltas
+    | Reply
+    | Counters
+    | Heartbeat
+)
 
 
 def _plain_error(value: object) -> list[str]:
-    """An exception as the name of a class of `quire.api.errors` and its text."""
+    """An exception as the name of a class of `quire.api.errors`, its text, and the plugin at fault."""
     if not isinstance(value, Exception):
         raise NotImplementedError(f"{type(value).__name__} does not cross processes")
     text = str(value).encode("utf-8", "replace").decode()
     for kind in type(value).__mro__:
         if _ERRORS.get(kind.__name__) is kind:
-            return [kind.__name__, text]
-    return ["StepError", f"{type(value).__name__}: {text}"]
+            return [kind.__name__, text, str(getattr(value, "plugin", ""))]
+    return ["StepError", f"{type(value).__name__}: {text}", ""]
 
 
 def _rebuilt_error(kind: type, value: Any) -> Exception:
     """The opposite of `_plain_error`."""
     if kind is not Exception:
         raise NotImplementedError(f"{kind.__name__} does not cross processes")
-    name, text = value
-    return _ERRORS.get(name, errors.QuireError)(text)
+    name, text, plugin = value
+    error = _ERRORS.get(name, errors.QuireError)(text)
+    if isinstance(error, errors.ExtensionError):
+        error.plugin = plugin
+    return error
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain_error)
@@ -163,7 +209,8 @@ def encode(message: ToEngine | FromEngine) -> bytes:
     """A message as a frame.
 
     Raises:
-        WireError: it is too long, or holds what msgpack has not (an integer over 64 bits).
+        CapacityError: it is too long.
+        WireError: it holds what msgpack has not (an integer over 64 bits).
     """
     frame = bytearray(LENGTH.size)
     try:
@@ -172,7 +219,7 @@ def encode(message: ToEngine | FromEngine) -> bytes:
         raise WireError(f"{type(message).__name__} cannot be sent: {error}") from None
     length = len(frame) - LENGTH.size
     if length > MAX_FRAME_BYTES:
-        raise WireError(
+        raise errors.CapacityError(
             f"{type(message).__name__} takes {length} bytes, the limit is {MAX_FRAME_BYTES}: "
             "ask for fewer logprobs, or for less at once"
         )
@@ -202,6 +249,19 @@ def decode_from_engine(body: bytes) -> FromEngine:
         return _from_engine.decode(body)
     except msgspec.MsgspecError as error:
         raise WireError(f"a malformed frame: {error}") from None
+
+
+def in_parts(positions: Sequence[PositionLogprobs | None]) -> Iterator[list[PositionLogprobs | None]]:
+    """A prompt's logprobs in pieces for one frame each; at least one piece."""
+    part: list[PositionLogprobs | None] = []
+    num_entries = 0
+    for position in positions:
+        num_entries += len(position or ())
+        if part and num_entries > MAX_PART_ENTRIES:
+            yield part
+            part, num_entries = [], len(position or ())
+        part.append(position)
+    yield part
 
 
 def plain_params(params: SamplingParams) -> dict[str, Any]:

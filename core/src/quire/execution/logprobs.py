@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quire.api.errors import NumericalError
 from quire.api.step import TokenLogprobs
+from quire.execution.progress import PROGRESS
 
 NOT_FINITE = "logits are not finite"
 FloatArray = npt.NDArray[np.floating]
@@ -44,6 +45,7 @@ def token_logprobs(logits: Tensor, token_ids: Sequence[int], num_top: Sequence[i
                 raise NumericalError(NOT_FINITE)
             index = start + offset
             results.append(_row_logprobs(values[offset], normalizer, token_ids[index], num_top[index]))
+            PROGRESS.count += 1
     return results
 
 

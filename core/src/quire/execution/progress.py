@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Progress:
-    """Counts layers run and steps done, in no particular unit; it only grows while something happens."""
+    """Counts layers run, rows sampled, steps done, in no particular unit; it only grows while something happens.
+
+    Whatever may last seconds in a step counts its parts: a step without a count for long is taken for a hang.
+    """
 
     count: int = 0
 

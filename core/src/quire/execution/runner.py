@@ -25,6 +25,7 @@ from quire.execution.drafting.speculator import RunnerParts, Speculator
 from quire.execution.forward import run_layers
 from quire.execution.logprobs import prompt_logprobs
 from quire.execution.processors import ProcessorTable
+from quire.execution.progress import PROGRESS
 from quire.execution.sampler import Sampler
 from quire.execution.sampling_state import SamplingState
 from quire.execution.verifier import DraftedRow, VerifiedRow, Verifier
@@ -141,6 +142,7 @@ class ModelRunner:
         logits = None
         if built.sampled_rows:
             logits = self._model.logits(self._model.finish(hidden[built.batch.logits_rows]))
+            PROGRESS.count += 1
         forwarded_at = time.perf_counter()
         verified = self._verify(built, logits) if logits is not None else {}
         results = self._results(built, hidden, verified)

@@ -15,6 +15,7 @@ from quire.api.step import TokenLogprobs
 from quire.execution.logprobs import NOT_FINITE, token_logprobs
 from quire.execution.philox import Purpose, uniform
 from quire.execution.processors import RowFault
+from quire.execution.progress import PROGRESS
 from quire.execution.sampling_state import IntArray, LogitEdits, SamplingState
 
 NOTHING_LEFT = "no token can be sampled: bias, penalties and min_tokens left no finite logit"
@@ -126,6 +127,7 @@ class Sampler:
                 fault = _edit_row(row, edits, bool(below_min_tokens[position]))
                 if fault is not None:
                     faults[position] = fault
+                PROGRESS.count += 1
         best, best_ids = _best_of(work)
         failed: list[RowFault | str | None] = [
             faults.get(position, None if is_finite else NOTHING_LEFT)
@@ -199,6 +201,7 @@ def _draw_tokens(
         truncate(values, int(top_k[position]), float(top_p[position]))
         if row.device.type != "cpu":
             row.copy_(torch.from_numpy(values))
+        PROGRESS.count += 1
     draws = uniform(state.seeds[slots], outputs, Purpose.TOKEN)
     torch.exp(work, out=work)
     return invert_cdf(work, torch.from_numpy(draws).to(work.device)).tolist()

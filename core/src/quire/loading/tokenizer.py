@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import AddedToken
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer as Backend
 from quire.api.errors import TokenizerError
 from quire.loading.chat_template import ChatTemplate, Message, choose_template
 from quire.loading.generation_config import load_generation_config
+from quire.loading.text_bounds import max_chars_per_token
 from quire.loading.tokenizer_config import TokenizerConfig, read_tokenizer_config
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -79,6 +81,11 @@ class Tokenizer:
     def chat_template(self) -> str | Mapping[str, str] | None:
         """The folder's template, or its named templates."""
         return self.config.chat_template
+
+    @cached_property
+    def max_chars_per_token(self) -> int | None:
+        """No text has more characters than this for each of its tokens; None where that cannot be said."""
+        return max_chars_per_token(self._backend)
 
     def vocabulary(self) -> dict[str, int]:
         """The id of every token, added ones included. O(number of tokens)."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -75,6 +76,22 @@ class PluginCalls:
             raise
         self._add(plugin, point, time.perf_counter() - begin, result, False)
         return result
+
+    @contextmanager
+    def watch(self, plugin: str, point: str) -> Iterator[None]:
+        """Count and time a block that runs plugin code, waiting included; what it raises is raised on.
+
+        Being cancelled is no fault of the plugin.
+        """
+        begin = time.perf_counter()
+        try:
+            yield
+        except BaseException as error:
+            is_fault = isinstance(error, Exception | SystemExit)
+            answer = f"raised {type(error).__name__}"
+            self._add(plugin, point, time.perf_counter() - begin, answer, is_fault)
+            raise
+        self._add(plugin, point, time.perf_counter() - begin, None, False)
 
     def count(self, plugin: str, point: str) -> CallCount:
         """The calls so far; zeros where there was none."""

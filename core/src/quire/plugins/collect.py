@@ -53,10 +53,20 @@ REGISTER_HOOKS: Mapping[str, tuple[type, ...]] = {
 
 @dataclass(slots=True, frozen=True)
 class SpecKind:
-    """How a kind of spec is called and what is unique in it."""
+    """How a kind of spec is called and what is unique in it.
+
+    Attributes:
+        is_per_plugin: unique within a plugin only; names of the kind begin with the plugin's.
+    """
 
     kind: str
     key: Callable[[object], str]
+    is_per_plugin: bool = False
+
+    def name_of(self, spec: object, plugin: str) -> str:
+        """What a plugin's spec is registered under."""
+        key = self.key(spec)
+        return f"{plugin}{key}" if self.is_per_plugin else key
 
 
 _BY_NAME = attrgetter("name")
@@ -73,7 +83,7 @@ SPEC_KINDS: Mapping[type, SpecKind] = {
     PolicySpec: SpecKind("policy", _BY_NAME),
     LogitsProcessorSpec: SpecKind("logits processor", _BY_NAME),
     ExecutorSpec: SpecKind("executor", _BY_NAME),
-    RouteSpec: SpecKind("route", attrgetter("path")),
+    RouteSpec: SpecKind("route", attrgetter("path"), is_per_plugin=True),
     ToolParserSpec: SpecKind("tool parser", _BY_NAME),
     ReasoningParserSpec: SpecKind("reasoning parser", _BY_NAME),
     CommandSpec: SpecKind("command", _BY_NAME),
@@ -116,7 +126,7 @@ def collect(
                 kind = SPEC_KINDS[type(spec)]
                 check_spec(spec, kind.key(spec))
                 entry = Registration(spec, candidate.name, candidate.distribution, candidate.version)
-                found.append(NamedRegistration(kind.kind, kind.key(spec), entry))
+                found.append(NamedRegistration(kind.kind, kind.name_of(spec, candidate.name), entry))
     return found
 
 

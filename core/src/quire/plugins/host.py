@@ -56,7 +56,7 @@ class PluginHost:
     Attributes:
         models: ModelSpec by architecture.
         ops: OpSpec by name. op_impls: OpImplSpec by "op/name".
-        routes: RouteSpec by path. The other registries: specs by name.
+        routes: RouteSpec by "plugin/path". The other registries: specs by name.
         calls: how often and how long plugins were called.
         problems: metadata that discovery passed over.
         warnings: what is odd in the settings; from a host that is not strict also what is wrong in them.

@@ -6,7 +6,14 @@ from typing import get_args
 
 from quire.api.batch import DTypeName
 from quire.api.errors import PluginError
-from quire.api.specs import AttentionBackendSpec, Capabilities, OpImplSpec, Placement, PluginInfo
+from quire.api.specs import (
+    AttentionBackendSpec,
+    Capabilities,
+    OpImplSpec,
+    Placement,
+    PluginInfo,
+    RouteSpec,
+)
 
 _TUPLES_OF_SPECS = ("quant_methods", "aliases", "methods")
 _FLAGS_OF_CAPABILITIES = ("tensor_parallel", "sliding_windows", "drafts", "prefix_caching", "chunked_prefill")
@@ -57,6 +64,8 @@ def check_spec(spec: object, name: object) -> None:
     for field in _TUPLES_OF_SPECS:
         _check_names(f"{kind} {name!r}: {field}", getattr(spec, field, ()))
     _check_plain_fields(f"{kind} {name!r}", spec)
+    if isinstance(spec, RouteSpec) and not (spec.path.startswith("/") and spec.methods):
+        raise PluginError(f"{kind} {name!r}: a route needs a path that begins with / and a method")
     able = getattr(spec, "capabilities", Capabilities())
     if not isinstance(able, Capabilities):
         raise PluginError(f"{kind} {name!r}: capabilities is {able!r}, expected a Capabilities")

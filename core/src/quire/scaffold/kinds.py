@@ -31,6 +31,9 @@ KINDS: Final[Mapping[str, ScaffoldKind]] = MappingProxyType(
         "policy": ScaffoldKind("A scheduling policy for Quire"),
         "logits-processor": ScaffoldKind("A logits processor for Quire"),
         "observer": ScaffoldKind("An observer of Quire's engine", has_suite=False),
+        "tool-parser": ScaffoldKind("A parser of tool calls for Quire's server"),
+        "reasoning-parser": ScaffoldKind("A parser of reasoning for Quire's server"),
+        "route": ScaffoldKind("A route of Quire's server", ("pytest>=8", "quire-serving"), has_suite=False),
     }
 )
 """By the name that `quire plugins new` takes, which is also the folder of its templates."""

@@ -6,15 +6,18 @@ import importlib.metadata
 from collections.abc import Iterable
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from quire_serving.error_answers import ERROR_RESPONSES, ERROR_STATUSES, add_error_handlers
 from quire_serving.middleware.auth import KeyAuth, read_keys
+from quire_serving.middleware.door import Door
 from quire_serving.middleware.hosts import AllowedHosts, allowed_hosts
 from quire_serving.middleware.limits import RequestLimits
 from quire_serving.middleware.record import RequestRecord
 from quire_serving.plugin_routes import plugin_routes
+from quire_serving.protocol.limits import tell_limits
 from quire_serving.routes import (
     chat,
     completions,
@@ -44,6 +47,12 @@ ROUTERS = tuple(
         page,
     )
 )
+GENERATING_PATHS = frozenset(
+    route.path
+    for module in (completions, chat, responses, generate)
+    for route in module.router.routes
+    if isinstance(route, APIRoute)
+)
 TITLE = "Quire"
 DESCRIPTION = (
     "An OpenAI-compatible server. Errors have OpenAI's shape; their codes are stable. "
@@ -66,8 +75,10 @@ def create_app(state: ServerState) -> ASGIApp:
     """
     settings = state.settings
     keys = read_keys(settings)
+    state.num_api_keys = len(keys)
     app: ASGIApp = create_routes(state, has_keys=bool(keys))
     app = RequestLimits(app, settings.max_body_bytes, settings.body_timeout_s)
+    app = Door(app, state, GENERATING_PATHS)
     if keys:
         app = KeyAuth(app, keys, [("GET", path) for path in _page_paths(state)])
     if settings.allowed_origins:
@@ -103,7 +114,7 @@ def create_routes(state: ServerState, *, has_keys: bool = False) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.router.routes.extend(plugin_routes(state))
-    _describe_errors(app, has_keys=has_keys)
+    _describe(app, state, has_keys=has_keys)
     return app
 
 
@@ -112,12 +123,13 @@ def _page_paths(state: ServerState) -> Iterable[str]:
     return ("/",) if state.settings.page else ()
 
 
-def _describe_errors(app: FastAPI, *, has_keys: bool) -> None:
-    """Take FastAPI's 422 out of the schema, since it is never answered, and put the keys in."""
+def _describe(app: FastAPI, state: ServerState, *, has_keys: bool) -> None:
+    """Take FastAPI's 422 out of the schema, since it is never answered, and put limits and keys in."""
     generate = app.openapi
 
     def openapi() -> dict[str, object]:
         schema = generate()
+        tell_limits(schema, state)
         for operations in schema["paths"].values():
             for operation in operations.values():
                 operation["responses"].pop("422", None)

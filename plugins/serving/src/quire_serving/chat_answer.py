@@ -11,7 +11,7 @@ from quire.api.client import EngineRequest
 from quire.api.outputs import ChoiceDelta, Logprob, OutputDelta, PositionLogprobs
 from quire.api.serving import ParsedText, TextParser, ToolCallDelta
 from quire_serving.protocol.chat import ChatRequest
-from quire_serving.protocol.common import by_rank, clamped, prompt_logprobs_body, text_of
+from quire_serving.protocol.common import by_rank, clamped, prompt_logprobs_body, system_fingerprint, text_of
 from quire_serving.state import ServerState
 from quire_serving.submission import DONE, Submission, event, tells_cached_tokens, usage_of
 
@@ -72,10 +72,12 @@ class ChatAnswer:
             "object": "chat.completion.chunk" if body.stream else "chat.completion",
             "created": int(time.time()),
             "model": state.model_names[0],
+            "system_fingerprint": system_fingerprint(state),
         }
 
-    def add(self, delta: OutputDelta) -> None:
+    def add(self, index: int, delta: OutputDelta) -> None:
         """Take a delta, for `response`."""
+        del index  # there is one request
         self._count(delta)
         for part in delta.choices:
             choice = self._choices[part.index]
@@ -93,6 +95,7 @@ class ChatAnswer:
         body: dict[str, object] = {
             **self._head,
             "choices": [self._choice_body(choice) for choice in self._choices],
+            "service_tier": "default",
             "usage": self._usage(),
         }
         if self._prompt_logprobs is not None:
@@ -103,14 +106,11 @@ class ChatAnswer:
 
     async def events(self, submission: Submission) -> AsyncGenerator[bytes, None]:
         """The events of a stream."""
-        options = self._body.stream_options
-        has_usage = bool(options and options.include_usage)
-        is_continuous = bool(options and options.continuous_usage_stats)
 
         def chunk(choices: list[dict[str, object]]) -> bytes:
-            if is_continuous:
+            if self._body.has_continuous_usage:
                 return event({**self._head, "choices": choices, "usage": self._usage()})
-            if has_usage:
+            if self._body.has_usage:
                 return event({**self._head, "choices": choices, "usage": None})
             return event({**self._head, "choices": choices})
 
@@ -121,7 +121,7 @@ class ChatAnswer:
             chunks = [chunk([part]) for part in parts if part is not None]
             if chunks:
                 yield b"".join(chunks)
-        if has_usage:
+        if self._body.has_usage:
             yield event({**self._head, "choices": [], "usage": self._usage()})
         yield DONE
 

@@ -15,6 +15,7 @@ from quire.api.errors import QuireError
 from quire.api.plain_data import NotPlainError, plain_copy
 from quire_serving.errors import ApiError, from_quire
 from quire_serving.protocol.chat import ChatMessage, ChatRequest, ContentPart
+from quire_serving.protocol.common import conflict
 from quire_serving.state import ServerState
 from quire_serving.submission import tokenizer_of
 
@@ -40,8 +41,15 @@ _OWN_NAMES = frozenset(
 _slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
-async def render_chat(state: ServerState, body: ChatRequest, *, has_tools: bool) -> str:
+async def render_chat(
+    state: ServerState, body: ChatRequest, tools: Sequence[Mapping[str, object]] = ()
+) -> str:
     """A conversation as text, to be tokenized without special tokens.
+
+    Args:
+        state: for the template.
+        body: the conversation.
+        tools: those of it that the model is told of.
 
     Raises:
         ApiError: there is no template, it refuses the conversation, or takes too long; a part of the
@@ -56,7 +64,7 @@ async def render_chat(state: ServerState, body: ChatRequest, *, has_tools: bool)
             "the model has no chat template: start the server with --chat-template, or use /v1/completions",
             "messages",
         )
-    values = _values(body, has_tools=has_tools)
+    values = _values(body, tools)
     source = template if template is not None else tokenizer.chat_template
     messages = [plain_message(message, has_developer="developer" in str(source)) for message in body.messages]
 
@@ -148,28 +156,15 @@ def plain_message(message: ChatMessage, *, has_developer: bool = False) -> dict[
             }
             for call in message.tool_calls
         ]
-    elif message.content is None:
-        raise ApiError(
-            400,
-            "invalid_request",
-            f"a message of role {message.role!r} has no content: give a text",
-            "messages",
-        )
+    elif message.content is None and message.role != "assistant":
+        raise conflict(f"a message of role {message.role!r} has no content: give a text", "messages")
     return plain
 
 
 def _text(content: str | Sequence[ContentPart] | None) -> str:
     if content is None or isinstance(content, str):
         return content or ""
-    for part in content:
-        if part.type != "text" or part.text is None:
-            raise ApiError(
-                400,
-                "content_type_unsupported",
-                f"a content part of type {part.type!r} is not served: the model reads text parts only",
-                "messages",
-            )
-    return "\n".join(part.text or "" for part in content)
+    return "\n".join(part.text for part in content)
 
 
 def _arguments(text: str) -> object:
@@ -180,30 +175,20 @@ def _arguments(text: str) -> object:
     if not isinstance(arguments, dict):
         raise ApiError(
             400,
-            "invalid_request",
+            "invalid_tool_arguments",
             "the arguments of a tool call are no JSON object: send them as they came",
             "messages",
         )
     return arguments
 
 
-def _values(body: ChatRequest, *, has_tools: bool) -> dict[str, object]:
+def _values(body: ChatRequest, tools: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """What the template reads besides messages."""
-    if body.chat_template is not None:
-        raise ApiError(
-            400,
-            "chat_template_refused",
-            "chat_template is not taken from requests: start the server with --chat-template",
-            "chat_template",
-        )
     given = body.chat_template_kwargs or {}
     for name in given:
-        if name in _OWN_NAMES or not name.isidentifier():
-            raise ApiError(
-                400,
-                "invalid_request",
-                f"chat_template_kwargs must not set {name[:64]!r}: leave it out",
-                "chat_template_kwargs",
+        if name in _OWN_NAMES:
+            raise conflict(
+                f"chat_template_kwargs must not set {name!r}: leave it out", "chat_template_kwargs"
             )
     try:
         values: dict[str, object] = {name: plain_copy(value, name) for name, value in given.items()}
@@ -211,13 +196,13 @@ def _values(body: ChatRequest, *, has_tools: bool) -> dict[str, object]:
         raise ApiError(400, "invalid_request", str(error), "chat_template_kwargs") from None
     if body.reasoning_effort is not None:
         values.setdefault("reasoning_effort", body.reasoning_effort)
-    if has_tools:
-        values["tools"] = _tools(body)
+    if tools:
+        _check_size(tools)
+        values["tools"] = list(tools)
     return values
 
 
-def _tools(body: ChatRequest) -> list[Mapping[str, object]]:
-    tools: list[Mapping[str, object]] = [tool.model_dump(exclude_unset=True) for tool in body.tools or ()]
+def _check_size(tools: Sequence[Mapping[str, object]]) -> None:
     size = len(json.dumps(tools))  # unlike orjson it takes integers of any size
     if size > MAX_TOOLS_BYTES:
         raise ApiError(
@@ -226,4 +211,3 @@ def _tools(body: ChatRequest) -> list[Mapping[str, object]]:
             f"tools take {size} bytes, the limit is {MAX_TOOLS_BYTES}: send fewer",
             "tools",
         )
-    return tools

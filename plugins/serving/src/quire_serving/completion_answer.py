@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 from quire.api.client import EngineRequest
 from quire.api.outputs import ChoiceDelta, OutputDelta, PositionLogprobs
-from quire_serving.protocol.common import by_rank, clamped, prompt_logprobs_body, text_of
+from quire_serving.protocol.common import by_rank, clamped, prompt_logprobs_body, system_fingerprint, text_of
 from quire_serving.protocol.completions import CompletionRequest
 from quire_serving.state import ServerState
 from quire_serving.submission import DONE, Submission, event, tells_cached_tokens, usage_of
+from quire_serving.text_places import TextPlaces
 
 Entry = tuple[int, PositionLogprobs | None]
 Decode = Callable[[int], str]
@@ -22,11 +23,11 @@ class _Choice:
     """What a choice of a prompt has got."""
 
     index: int
+    places: TextPlaces
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
     entries: list[Entry] = field(default_factory=list)
-    offset: int = 0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     has_prompt: bool = False
@@ -50,7 +51,9 @@ class CompletionAnswer:
         self._tokenizer = state.client.tokenizer
         self._tells_cached = tells_cached_tokens(state)
         self._n = requests[0].params.n
-        self._choices = [_Choice(index) for index in range(self._n * len(requests))]
+        self._choices = [
+            _Choice(index, TextPlaces(self._is_special)) for index in range(self._n * len(requests))
+        ]
         self._prompt_logprobs: list[list[PositionLogprobs | None] | None] = [None] * len(requests)
         self._num_cached = 0
         self._head: dict[str, object] = {
@@ -58,6 +61,7 @@ class CompletionAnswer:
             "object": "text_completion",
             "created": int(time.time()),
             "model": state.model_names[0],
+            "system_fingerprint": system_fingerprint(state),
         }
 
     def add(self, index: int, delta: OutputDelta) -> None:
@@ -75,7 +79,7 @@ class CompletionAnswer:
                 "text": "".join(choice.texts),
                 "logprobs": None
                 if self._body.logprobs is None
-                else _logprobs(choice.entries, 0, self._decode)[0],
+                else _logprobs(choice.entries, choice.places, self._decode),
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
             }
@@ -90,9 +94,6 @@ class CompletionAnswer:
 
     async def events(self, submission: Submission) -> AsyncGenerator[bytes, None]:
         """The events of a stream."""
-        options = self._body.stream_options
-        has_usage = bool(options and options.include_usage)
-        is_continuous = bool(options and options.continuous_usage_stats)
         async for index, delta in submission:
             self._count(index, delta)
             chunks = []
@@ -101,14 +102,14 @@ class CompletionAnswer:
                 if one is None:
                     continue
                 chunk = {**self._head, "choices": [one]}
-                if is_continuous:
+                if self._body.has_continuous_usage:
                     chunk["usage"] = self._usage()
-                elif has_usage:
+                elif self._body.has_usage:
                     chunk["usage"] = None
                 chunks.append(event(chunk))
             if chunks:
                 yield b"".join(chunks)
-        if has_usage:
+        if self._body.has_usage:
             yield event({**self._head, "choices": [], "usage": self._usage()})
         yield DONE
 
@@ -134,6 +135,8 @@ class CompletionAnswer:
         if logprobs:
             entries.extend(zip(token_ids, logprobs, strict=False))
         choice.texts.append(text)
+        if self._body.logprobs is not None:
+            choice.places.add_text(text)
         choice.token_ids.extend(token_ids)
         choice.num_tokens += len(token_ids)
         choice.entries.extend(entries)
@@ -155,7 +158,7 @@ class CompletionAnswer:
             "stop_reason": choice.stop_reason,
         }
         if entries:
-            chunk["logprobs"], choice.offset = _logprobs(entries, choice.offset, self._decode)
+            chunk["logprobs"] = _logprobs(entries, choice.places, self._decode)
         if self._body.return_token_ids:
             chunk["token_ids"] = part.token_ids
         choice.texts.clear()  # of a stream only the counts are needed
@@ -169,6 +172,9 @@ class CompletionAnswer:
             return f"token_id:{token_id}"
         return self._tokenizer.decode([token_id], skip_special_tokens=False)
 
+    def _is_special(self, token_id: int) -> bool:
+        return self._tokenizer is not None and not self._tokenizer.decode([token_id])
+
     def _usage(self) -> dict[str, object]:
         return usage_of(
             sum(len(request.token_ids) for request in self._requests),
@@ -177,8 +183,8 @@ class CompletionAnswer:
         )
 
 
-def _logprobs(entries: Sequence[Entry], offset: int, decode: Decode) -> tuple[dict[str, object], int]:
-    """OpenAI's object for tokens whose text begins at `offset`, and where it ends."""
+def _logprobs(entries: Sequence[Entry], places: TextPlaces, decode: Decode) -> dict[str, object]:
+    """OpenAI's object for tokens."""
     tokens: list[str] = []
     values: list[float | None] = []
     tops: list[dict[str, float] | None] = []
@@ -189,9 +195,8 @@ def _logprobs(entries: Sequence[Entry], offset: int, decode: Decode) -> tuple[di
         tokens.append(text)
         values.append(None if own is None else clamped(own.logprob))
         tops.append(None if position is None else _top(position))
-        offsets.append(offset)
-        offset += len(text)
-    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}, offset
+        offsets.append(places.place(token_id, text))
+    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
 
 def _top(position: PositionLogprobs) -> dict[str, float]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
+from quire_serving.errors import ApiError
 from quire_serving.protocol.chat import ChatMessage, ChatRequest, Function, FunctionCall, Tool, ToolCall
+from quire_serving.protocol.common import conflict
 from quire_serving.protocol.responses import (
     FunctionCallItem,
     FunctionOutputItem,
@@ -15,15 +19,20 @@ from quire_serving.protocol.responses import (
 
 
 def chat_request_of(body: ResponsesRequest) -> ChatRequest:
-    """The conversation and its tools, for the chat template."""
+    """The conversation and its tools, for the chat template; ApiError where it is none."""
     tools = [
-        Tool(
-            type="function",
-            function=Function(name=tool.name, description=tool.description, parameters=tool.parameters),
-        )
+        Tool(type="function", function=Function(**tool.model_dump(exclude={"type"}, exclude_none=True)))
         for tool in body.tools or ()
     ]
-    return ChatRequest(messages=_messages(body), tools=tools or None)
+    try:
+        messages = _messages(body)
+        if not messages:
+            raise conflict("the input holds reasoning only: give a message too", "input")
+        return ChatRequest(messages=messages, tools=tools, tool_choice=body.tool_choice)
+    except ValidationError as error:  # such as too many calls that follow each other
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ApiError(400, "invalid_request", f"the input as {place}: {first['msg']}", "input") from None
 
 
 def _messages(body: ResponsesRequest) -> list[ChatMessage]:

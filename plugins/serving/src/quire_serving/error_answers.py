@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -10,9 +11,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from quire_serving.errors import ApiError
+from quire.api.errors import ExtensionError
+from quire_serving.errors import ApiError, from_quire
+from quire_serving.json_body import is_json
 
 MAX_MESSAGE_CHARS = 2000
+Path = list[str | int]
 
 
 class ErrorDetail(BaseModel):
@@ -65,6 +69,10 @@ def add_error_handlers(app: FastAPI) -> None:
     async def _api_error(_: Request, error: ApiError) -> JSONResponse:
         return answer(error)
 
+    @app.exception_handler(ExtensionError)
+    async def _plugin_failed(_: Request, error: ExtensionError) -> JSONResponse:
+        return answer(from_quire(error))  # whoever called the plugin has logged it
+
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         return answer(_validation_error(request, error))
@@ -80,24 +88,42 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def _validation_error(request: Request, error: RequestValidationError) -> ApiError:
-    first: dict[str, object] = error.errors()[0]
-    place = first["loc"] if isinstance(first["loc"], Sequence) else ()
-    fields = [str(part) for part in place if part not in ("body", "query", "path", "header")]
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if list(place) == ["body"] and kind != "application/json" and not kind.endswith("+json"):
+    errors: Sequence[Mapping[str, Any]] = error.errors()
+    if list(errors[0]["loc"]) == ["body"] and not is_json(request.headers):
         return ApiError(
             415, "unsupported_media_type", "send the body as JSON, with Content-Type: application/json"
         )
-    if first["type"] == "json_invalid":
-        return ApiError(400, "invalid_request", f"the body is not valid JSON: {_reason(first)}")
-    param = ".".join(fields) or None
-    text = f"{param}: {first['msg']}" if param else f"the body: {first['msg']}"
+    paths = [_client_path(each, error.body) for each in errors]
+    # Where a value may be of several types there is an error for each: the one that got furthest is the one meant.
+    path = max((path for path in paths if path[:1] == paths[0][:1]), key=_how_far)
+    reasons = dict.fromkeys(each["msg"] for each, its in zip(errors, paths, strict=True) if its == path)
+    param = ".".join(map(str, path)) or None
+    text = f"{param or 'the body'}: {'; or: '.join(reasons)}"
     return ApiError(400, "invalid_request", text[:MAX_MESSAGE_CHARS], param)
 
 
-def _reason(first: dict[str, object]) -> str:
-    context = first.get("ctx")
-    return str(context.get("error", "")) if isinstance(context, dict) else ""
+def _how_far(path: Path) -> tuple[int, Path]:
+    return len(path), [part for part in path if isinstance(part, int)]
+
+
+def _client_path(error: Mapping[str, Any], body: object) -> Path:
+    """Where in the body an error is; pydantic puts the types that it tried between the fields."""
+    path: Path = []
+    parts: Path
+    source, *parts = error["loc"]
+    if source != "body":
+        return parts
+    value = body
+    for place, part in enumerate(parts, 1):
+        is_missing = place == len(parts) and error["type"] == "missing"
+        if isinstance(value, dict) and (part in value or is_missing):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            continue
+        path.append(part)
+    return path
 
 
 def _http_error(request: Request, error: HTTPException) -> ApiError:

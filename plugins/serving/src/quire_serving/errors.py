@@ -16,6 +16,9 @@ from quire.api.errors import (
     TokenizerError,
 )
 
+PROMPT_CODES = frozenset({"context_length_exceeded", "invalid_prompt", "tokenizer_error"})
+"""Codes of errors about a prompt, which is in another field in each endpoint."""
+
 
 @dataclass
 class ApiError(Exception):
@@ -51,6 +54,17 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
+def draining(message: str = "the server is about to end: try again, or ask another one") -> ApiError:
+    """Why a server that is about to end does not answer."""
+    return ApiError(503, "server_draining", message, headers={"Retry-After": "5"})
+
+
+def engine_unavailable() -> ApiError:
+    """Why a server without an engine does not answer."""
+    message = "the engine is not available: try again later"
+    return ApiError(503, "engine_unavailable", message, headers={"Retry-After": "5"})
+
+
 def from_quire(error: Exception) -> ApiError:
     """What a client is told of an error that the engine or a plugin raised."""
     message = " ".join(str(error).split())
@@ -63,11 +77,10 @@ def from_quire(error: Exception) -> ApiError:
     if isinstance(error, TokenizerError):
         return ApiError(400, "tokenizer_error", message)
     if isinstance(error, EngineClosedError):
-        return ApiError(
-            503, "engine_unavailable", "the engine is not available", headers={"Retry-After": "5"}
-        )
+        return engine_unavailable()
     if isinstance(error, ExtensionError):
-        return ApiError(500, "plugin_failed", "a plugin failed on this request")
+        name = f"the plugin {error.plugin!r}" if error.plugin else "a plugin"
+        return ApiError(500, "plugin_failed", f"{name} failed on this request")
     if isinstance(error, PluginError):
         return ApiError(400, "plugin_error", message)
     if isinstance(error, QuireError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -13,15 +14,27 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 from quire.api.extensions import EngineObserver, RequestView
 from quire.api.outputs import RequestMetrics
 
-_EXPORT_TIMEOUT_S = 3.0  # an absent collector must not hold up the engine's end for long
+_EXPORT_TIMEOUT_S = 3.0
+_END_TIMEOUT_S = 3.0
 
 
 def create_provider(endpoint: str, service_name: str) -> TracerProvider:
     """What makes spans and sends them, in a thread of its own; variables such as OTEL_TRACES_SAMPLER count."""
-    provider = TracerProvider(resource=Resource.create({"service.name": service_name}))
+    resource = Resource.create({"service.name": service_name})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # see `end`
     exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT_TIMEOUT_S)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
+
+
+def end(provider: TracerProvider) -> None:
+    """Send what has not been sent yet; what a collector does not take in a few seconds is lost.
+
+    The SDK itself waits for each batch in turn, so that a collector that hangs would hold up the engine's end.
+    """
+    thread = threading.Thread(target=provider.shutdown, name="otel-end", daemon=True)
+    thread.start()
+    thread.join(_END_TIMEOUT_S)
 
 
 class RequestSpans(EngineObserver):

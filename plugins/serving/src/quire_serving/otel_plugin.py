@@ -74,4 +74,6 @@ def quire_engine_stopping(info: EngineInfo) -> None:
     """Send what has not been sent yet."""
     provider = _providers.pop(id(info.config), None)
     if provider is not None:
-        provider.shutdown()
+        from quire_serving.otel import end
+
+        end(provider)

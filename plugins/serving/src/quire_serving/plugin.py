@@ -60,8 +60,17 @@ def quire_register_tool_parsers() -> list[ToolParserSpec]:
     return [
         ToolParserSpec("hermes", "quire_serving.parsers.tools:hermes"),
         ToolParserSpec("llama3_json", "quire_serving.parsers.tools:llama3_json"),
+        ToolParserSpec("llama4_json", "quire_serving.parsers.tools:llama3_json"),
+        ToolParserSpec("llama4_pythonic", "quire_serving.parsers.tools:llama4_pythonic"),
         ToolParserSpec("mistral", "quire_serving.parsers.tools:mistral"),
         ToolParserSpec("pythonic", "quire_serving.parsers.tools:pythonic"),
+        ToolParserSpec("qwen3_coder", "quire_serving.parsers.tools:qwen3_coder"),
+        ToolParserSpec("qwen3_xml", "quire_serving.parsers.tools:qwen3_coder"),
+        ToolParserSpec("granite", "quire_serving.parsers.tools:granite"),
+        ToolParserSpec("jamba", "quire_serving.parsers.tools:jamba"),
+        ToolParserSpec("hunyuan_a13b", "quire_serving.parsers.tools:jamba"),
+        ToolParserSpec("internlm", "quire_serving.parsers.tools:internlm"),
+        ToolParserSpec("phi4_mini_json", "quire_serving.parsers.tools:phi4_mini_json"),
         ToolParserSpec("json", "quire_serving.parsers.tools:plain_json"),
     ]
 

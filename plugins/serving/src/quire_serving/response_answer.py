@@ -38,23 +38,13 @@ class ResponseAnswer:
         self._status = "completed"
         self._fields = _fields(body, state, request)
 
-    def add(self, delta: OutputDelta) -> Iterator[Event]:
-        """Add what the engine gave; yields the events."""
-        for choice in delta.choices:
-            parsed = self._parser.push(choice.text)
-            self._num_output += len(choice.token_ids)
-            if parsed.reasoning and not self._is_answering:
-                self._num_reasoning = self._num_output
-            yield from self._add(parsed)
-            if choice.finish_reason is not None:
-                self._status = "incomplete" if choice.finish_reason == "length" else "completed"
-        if delta.metrics is not None and self._tells_cached:
-            self._num_cached = delta.metrics.num_cached_tokens
-        if delta.finished:
-            yield from self._add(self._parser.flush())
-            yield from self._items.finish(self._status)
+    def add(self, index: int, delta: OutputDelta) -> None:
+        """Take what the engine gave, for `response`."""
+        del index  # there is one request
+        for _event in self._grow(delta):
+            pass
 
-    def body(self) -> dict[str, Any]:
+    def response(self) -> dict[str, Any]:
         """The response after its last delta."""
         reason = {"reason": "max_output_tokens"} if self._status == "incomplete" else None
         return self._fields | {
@@ -83,7 +73,7 @@ class ResponseAnswer:
         yield {"type": "response.in_progress", "response": self._fields}
         try:
             async for _, delta in submission:
-                for each in self.add(delta):
+                for each in self._grow(delta):
                     yield each
         except ClientGoneError:
             raise
@@ -93,7 +83,23 @@ class ResponseAnswer:
             _logger.exception("a stream failed")
             yield self._failed(from_quire(error))
         else:
-            yield {"type": f"response.{self._status}", "response": self.body()}
+            yield {"type": f"response.{self._status}", "response": self.response()}
+
+    def _grow(self, delta: OutputDelta) -> Iterator[Event]:
+        """Take what the engine gave; yields the events."""
+        for choice in delta.choices:
+            parsed = self._parser.push(choice.text)
+            self._num_output += len(choice.token_ids)
+            if parsed.reasoning and not self._is_answering:
+                self._num_reasoning = self._num_output
+            yield from self._add(parsed)
+            if choice.finish_reason is not None:
+                self._status = "incomplete" if choice.finish_reason == "length" else "completed"
+        if delta.metrics is not None and self._tells_cached:
+            self._num_cached = delta.metrics.num_cached_tokens
+        if delta.finished:
+            yield from self._add(self._parser.flush())
+            yield from self._items.finish(self._status)
 
     def _add(self, parsed: ParsedText) -> Iterator[Event]:
         self._is_answering = self._is_answering or bool(parsed.content or parsed.tool_calls)

@@ -38,7 +38,7 @@ class ServeSettings(Section):
         None, description="parser that splits reasoning from answers; by default none"
     )
     max_queued_requests: int = Field(
-        256, ge=0, description="requests that may wait; more are refused with 429"
+        256, ge=0, description="requests that may wait, each choice counted; more are refused with 429"
     )
     max_queued_tokens: int | None = Field(
         None,

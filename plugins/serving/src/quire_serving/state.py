@@ -24,6 +24,7 @@ class ServerState:
         model_names: what requests may call the model; answers name the first one.
         created: Unix seconds of the start.
         is_draining: new requests are refused, since the server is about to end.
+        num_api_keys: that open the server; 0 where it is open to all.
     """
 
     client: EngineClient
@@ -34,9 +35,13 @@ class ServerState:
     admission: Admission
     metrics: ServerMetrics
     is_draining: bool = False
+    num_api_keys: int = 0
 
 
-def server_of(request: Request) -> ServerState:
-    """The state of the server that got this request; use as `Depends(server_of)`."""
+async def server_of(request: Request) -> ServerState:
+    """The state of the server that got this request; use as `Depends(server_of)`.
+
+    A coroutine function, since FastAPI calls others in a thread.
+    """
     state: ServerState = request.app.state.server
     return state

@@ -16,13 +16,14 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from quire.api.client import ChatTokenizer, EngineRequest
-from quire.api.errors import QuireError
+from quire.api.errors import EngineClosedError, QuireError
 from quire.api.outputs import OutputDelta
-from quire_serving.errors import ApiError, from_quire
+from quire_serving.admission import Ticket, check_open
+from quire_serving.errors import ApiError, draining, from_quire
 from quire_serving.state import ServerState
 
 if TYPE_CHECKING:
-    from quire_serving.metrics import RequestTimer
+    from quire_serving.request_metrics import RequestTimer
 
 DONE = b"data: [DONE]\n\n"
 MAX_CHARS_ON_LOOP = 2048  # they take a millisecond at most; a thread's round trip takes 0.1 to 0.3 ms
@@ -61,7 +62,7 @@ def usage_of(num_prompt: int, num_output: int, num_cached: int | None = None) ->
 
 def tells_cached_tokens(state: ServerState) -> bool:
     """False with several API keys: what is cached would tell of others' prompts."""
-    return len(state.settings.api_key) < 2 and state.settings.api_key_file is None
+    return state.num_api_keys < 2
 
 
 def salt_of(http_request: Request, cache_salt: str | None) -> str:
@@ -95,6 +96,17 @@ async def tokenize(state: ServerState, text: str, *, add_special_tokens: bool = 
         raise from_quire(error) from error
 
 
+async def decode(state: ServerState, token_ids: Sequence[int]) -> str:
+    """The text of token ids, special ones included; off the event loop where they are many."""
+    tokenizer = tokenizer_of(state)
+    try:
+        if len(token_ids) <= MAX_CHARS_ON_LOOP:
+            return tokenizer.decode(token_ids, skip_special_tokens=False)
+        return await asyncio.to_thread(tokenizer.decode, token_ids, skip_special_tokens=False)
+    except QuireError as error:
+        raise from_quire(error) from error
+
+
 class Submission:
     """The requests of one HTTP request while the engine has them.
 
@@ -112,6 +124,7 @@ class Submission:
         self.requests = requests
         self._http_request = http_request
         self._streams = [state.client.stream(request) for request in requests]
+        self._ticket: Ticket | None = None
         self._timers: list[RequestTimer] = []
         self._first: Item | None = None
         self._num_open = len(requests)
@@ -135,10 +148,14 @@ class Submission:
     async def start(self) -> None:
         """What entering the block does; after an error nothing stays behind."""
         state = self.state
-        if state.is_draining:
-            raise ApiError(503, "server_draining", "the server is about to end", headers={"Retry-After": "5"})
-        state.admission.admit(sum(len(each.token_ids) for each in self.requests), len(self.requests))
+        try:
+            check_open(state)
+            self._ticket = state.admission.admit(self.requests)
+        except ApiError as error:
+            state.metrics.rejected(error.code)
+            raise
         self._timers = [state.metrics.started(request) for request in self.requests]
+        self._http_request.scope.setdefault("state", {})["timers"] = self._timers  # for the access log
         self._watcher = asyncio.create_task(self._watch())
         if len(self._streams) > 1:  # one stream needs no task between it and its reader
             self._pumps = [asyncio.create_task(self._pump(index)) for index in range(len(self._streams))]
@@ -162,6 +179,8 @@ class Submission:
         for timer in self._timers:
             timer.close()
         self._timers = []
+        if self._ticket is not None:
+            self._ticket.close()
 
     def __aiter__(self) -> Submission:
         """See the class."""
@@ -183,14 +202,23 @@ class Submission:
             if self._is_gone and self._task is not None and not self._task.uncancel():
                 raise ClientGoneError from None
             raise
+        except EngineClosedError as error:
+            if not self.state.is_draining:
+                raise from_quire(error) from error
+            raise draining("the server has ended before the request was done: send it again") from None
         except QuireError as error:
             raise from_quire(error) from error
         finally:
             self._task = None
-        self._timers[index].delta(delta)
-        self._num_open -= delta.finished
+        self._note(index, delta)
         _check_end(delta)
         return item
+
+    def _note(self, index: int, delta: OutputDelta) -> None:
+        self._timers[index].delta(delta)
+        self._num_open -= delta.finished
+        if self._ticket is not None:
+            (self._ticket.note_end if delta.finished else self._ticket.note_output)(index)
 
     async def _next(self) -> Item:
         if not self._pumps:

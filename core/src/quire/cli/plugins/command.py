@@ -58,9 +58,6 @@ class PluginsCommand:
                 action.name, help=action.help, description=text, allow_abbrev=False
             )
             action.add_arguments(subparser)
-            subparser.add_argument(
-                "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-            )
             if action.has_plugin_flags:
                 add_plugin_flags(subparser)
 

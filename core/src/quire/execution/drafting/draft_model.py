@@ -18,6 +18,7 @@ from quire.execution.drafting.draft_sampler import DraftSampler, SlotOf
 from quire.execution.drafting.draft_slots import DraftSlots
 from quire.execution.forward import run_layers
 from quire.execution.model_builder import BuiltModel
+from quire.execution.progress import PROGRESS
 
 
 @dataclass(slots=True, frozen=True)
@@ -184,4 +185,6 @@ class PagedDraftModel(DraftModel):
         self._slots.note_computed(built.slot_mapping)
         if not built.sampled_rows:
             return None
-        return model.logits(model.finish(hidden[batch.logits_rows]))
+        logits = model.logits(model.finish(hidden[batch.logits_rows]))
+        PROGRESS.count += 1
+        return logits

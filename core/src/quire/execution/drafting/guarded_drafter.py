@@ -11,6 +11,7 @@ from typing import SupportsIndex, cast
 
 from quire.api.speculation import Drafter, DraftOutcome, DraftRequest
 from quire.execution.processors import PluginCall
+from quire.execution.progress import PROGRESS
 
 MAX_FAILURES = 8
 """Requests in a row for which a drafter fails before it is left out for good."""
@@ -95,6 +96,7 @@ class GuardedDrafter:
         if not isinstance(answers, Sequence):
             raise TypeError(f"propose gave {type(answers).__name__}, expected one sequence for each request")
         listed = list(islice(answers, len(requests) + 1))
+        PROGRESS.count += 1
         if len(listed) != len(requests):
             raise TypeError(
                 f"propose gave drafts of another number of requests than the {len(requests)} given"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 from uuid import uuid4
 
 import orjson
 
 from quire.api.errors import ConfigError
 
+STANDARD = Path("-")
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 
 
@@ -31,15 +34,15 @@ class BatchRequest:
 
 
 def read_requests(path: Path) -> list[BatchRequest]:
-    """Every line that is not blank; a malformed one carries its error.
+    """Every line that is not blank; a malformed one carries its error. "-" is standard input.
 
     Raises:
         ConfigError: the file cannot be read.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = (sys.stdin.buffer.read() if path == STANDARD else path.read_bytes()).splitlines()
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     requests = []
     seen: set[str] = set()
     for number, line in enumerate(lines, 1):
@@ -93,24 +96,18 @@ class BatchOutput:
 
     Attributes:
         done: custom_ids that were answered by earlier runs.
+        num_good, num_failed: lines of this run.
     """
 
     def __init__(self, path: Path) -> None:
-        kept = []
         self.done: set[str] = set()
+        self.num_good = 0
+        self.num_failed = 0
+        self._is_file = path != STANDARD
         try:
-            for text in path.read_bytes().splitlines() if path.exists() else ():
-                line = _loaded(text)
-                if line is not None and is_success(line):
-                    kept.append(text)
-                    self.done.add(str(line.get("custom_id")))
-            # Errors of earlier runs, and a torn last line, make way for this run's answers.
-            scratch = path.with_name(f"{path.name}.tmp")
-            scratch.write_bytes(b"".join(text + b"\n" for text in kept))
-            os.replace(scratch, path)
-            self._file = path.open("ab", buffering=0)
+            self._file = self._resumed(path) if self._is_file else sys.stdout.buffer
         except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error}") from None
+            raise ConfigError(f"cannot write {path}: {error.strerror}") from None
 
     def __enter__(self) -> BatchOutput:
         return self
@@ -118,15 +115,44 @@ class BatchOutput:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._is_file:
+            self._file.close()
 
     def append(self, line: Mapping[str, object]) -> None:
         """Write a line, to the disk."""
         self._file.write(orjson.dumps(line) + b"\n")
-        os.fsync(self._file.fileno())
+        self._file.flush()
+        if self._is_file:
+            os.fsync(self._file.fileno())
+        if is_success(line):
+            self.num_good += 1
+        else:
+            self.num_failed += 1
+
+    def _resumed(self, path: Path) -> BinaryIO:
+        """The file with what earlier runs have to keep: errors and a torn last line make way."""
+        kept = []
+        for text in _whole_lines(path) if path.exists() else ():
+            line = _parsed(text)
+            if line is None or "custom_id" not in line:
+                raise ConfigError(f"{path} holds more than answers of a batch: give another --output-file")
+            if is_success(line):
+                kept.append(text)
+                self.done.add(str(line["custom_id"]))
+        scratch = path.with_name(f"{path.name}.tmp")
+        scratch.write_bytes(b"".join(text + b"\n" for text in kept))
+        os.replace(scratch, path)
+        return path.open("ab")
 
 
-def _loaded(text: bytes) -> dict[str, object] | None:
+def _whole_lines(path: Path) -> list[bytes]:
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and lines[-1].startswith(b"{") and _parsed(lines[-1]) is None:
+        lines.pop()
+    return [line.rstrip(b"\r\n") for line in lines]
+
+
+def _parsed(text: bytes) -> dict[str, object] | None:
     try:
         line = orjson.loads(text)
     except orjson.JSONDecodeError:

@@ -32,23 +32,28 @@ class ChatCommand:
         add_talker_flags(parser, self._tools)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Converse until the end of the input."""
+        """Converse until the end of the input; the status is 1 when a message got no answer."""
         with open_talker(args, self._tools) as talker:
             conversation = Conversation(talker, args.system)
             if args.quick is None:
                 conversation.run()
             else:
                 conversation.ask(args.quick)
-        return 0
+        return 1 if conversation.num_failed else 0
 
 
 class Conversation:
-    """A conversation and its loop: read a line, obey it or answer it."""
+    """A conversation and its loop: read a line, obey it or answer it.
+
+    Attributes:
+        num_failed: messages that got an error for an answer.
+    """
 
     def __init__(self, talker: Talker, system: str | None = None) -> None:
         self.talker = talker
         self.system = system
         self.history: list[dict[str, str]] = []
+        self.num_failed = 0
         self.commands: dict[str, Callable[[str], None]] = {
             "/reset": self._reset,
             "/system": self._set_system,
@@ -84,6 +89,7 @@ class Conversation:
             try:
                 self.ask(line)
             except QuireError as error:
+                self.num_failed += 1
                 say(f"error: {error}")
 
     def _reset(self, _: str) -> None:

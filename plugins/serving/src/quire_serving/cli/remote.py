@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from quire.api.errors import QuireError
 
@@ -41,7 +42,7 @@ class ServerAddress:
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
 
-def add_server_flags(parser: argparse.ArgumentParser) -> None:
+def add_server_flags(parser: argparse.ArgumentParser, default_model: str = "the server's first") -> None:
     """Declare where a running server is."""
     group = parser.add_argument_group("server")
     group.add_argument("--url", metavar="URL", help=f"a running server's API (default: {DEFAULT_URL})")
@@ -49,7 +50,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         "--api-key", metavar="KEY", help="what the server asks for (default: QUIRE_API_KEY, OPENAI_API_KEY)"
     )
     group.add_argument(
-        "--model-name", metavar="NAME", help="the model in requests (default: the server's first)"
+        "--model-name", metavar="NAME", help=f"the model in requests (default: {default_model})"
     )
 
 
@@ -61,7 +62,44 @@ def api_key_of(args: argparse.Namespace) -> str | None:
 
 def address_of(args: argparse.Namespace) -> ServerAddress:
     """The server that the flags name."""
-    return ServerAddress((args.url or DEFAULT_URL).rstrip("/"), api_key_of(args), args.model_name)
+    return ServerAddress(_api_url(args.url or DEFAULT_URL), api_key_of(args), args.model_name)
+
+
+def _api_url(text: str) -> str:
+    """A URL without a path is a server's, whose API is at /v1.
+
+    Raises:
+        ServerError: it is no URL of HTTP.
+    """
+    url = text.rstrip("/")
+    try:
+        parts = urlsplit(url)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise ServerError(f"--url {text!r} is no URL: give http://HOST:PORT/v1")
+    return url if parts.path else f"{url}/v1"
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a flag: an integer that is not below `least`."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is out of bounds: give {least} or more")
+        return value
+
+    return integer
+
+
+def port(text: str) -> int:
+    """The type of a flag: a port to connect to."""
+    value = int(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is out of bounds: give 1 to 65535")
+    return value
 
 
 class Server:
@@ -107,10 +145,12 @@ class Server:
             with self._http.stream("POST", self.address.url + path, json=payload) as response:
                 if response.status_code != 200:
                     response.read()
-                    raise ServerError(_refusal(response))
+                    raise ServerError(refusal(response.status_code, response.content))
                 yield from _events(response.iter_lines())
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ServerError(self._unreachable(error)) from None
+        except UnicodeEncodeError:
+            raise ServerError("the text is not valid UTF-8") from None
 
     def _get(self, path: str) -> dict[str, Any]:
         import httpx
@@ -120,7 +160,7 @@ class Server:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ServerError(self._unreachable(error)) from None
         if response.status_code != 200:
-            raise ServerError(_refusal(response))
+            raise ServerError(refusal(response.status_code, response.content))
         try:
             answer = response.json()
         except ValueError:
@@ -150,9 +190,10 @@ def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     raise ServerError("the server broke off in the middle of an answer")
 
 
-def _refusal(response: httpx.Response) -> str:
+def refusal(status: int, body: bytes) -> str:
+    """What a server said with a status that is no success."""
     try:
-        message = response.json()["error"]["message"]
+        message = json.loads(body)["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        message = response.text[:200]
-    return f"the server answered {response.status_code}: {message}"
+        message = body[:200].decode(errors="replace")
+    return f"the server answered {status}: {message}"

@@ -11,6 +11,7 @@ from quire.api.commands import CommandTools
 from quire.api.errors import ConfigError
 from quire.api.serving import ServerExtensions
 from quire_serving.settings import ServeSettings
+from quire_serving.signals import StopSignals
 
 PLUGIN = "openai-server"
 
@@ -31,6 +32,8 @@ class ServeCommand:
 
     def run(self, args: argparse.Namespace) -> int:
         """See Command."""
+        signals = StopSignals()
+        signals.install()
         config = self._tools.engine_config(args, _model(args))
         settings = overlaid(
             self._tools.plugin_options(config, PLUGIN), self._tools.given(args, ServeSettings)
@@ -39,7 +42,7 @@ class ServeCommand:
         check_parsers(settings, extensions)
         from quire_serving.server import Server
 
-        return Server(self._tools, config, settings, extensions).run()
+        return Server(self._tools, config, settings, extensions, signals).run()
 
 
 def _model(args: argparse.Namespace) -> str | None:

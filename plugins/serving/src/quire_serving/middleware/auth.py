@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from quire.api.errors import ConfigError
 from quire_serving.errors import ApiError
-from quire_serving.middleware.answer import send_error
+from quire_serving.middleware.answer import refuse
 from quire_serving.settings import ServeSettings
 
 ENVIRONMENT_VARIABLE = "QUIRE_API_KEY"
@@ -40,7 +40,8 @@ def _keys_of_file(name: str | None) -> list[str]:
     try:
         lines = Path(name).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"api_key_file={name!r} cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"api_key_file={name!r} cannot be read: {reason}") from None
     keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not keys:
         raise ConfigError(f"api_key_file={name!r} holds no key: write one a line, or leave the setting out")
@@ -71,7 +72,7 @@ class KeyAuth:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await send_error(send, _refusal())
+            await refuse(scope, receive, send, _refusal())
 
     def _is_known(self, key: bytes | None) -> bool:
         given = _digest(b"" if key is None else key)

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from quire_serving.errors import ApiError
-from quire_serving.middleware.answer import send_error
+from quire_serving.middleware.answer import refuse
 from quire_serving.settings import ServeSettings
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -46,7 +46,7 @@ class AllowedHosts:
             await send({"type": "websocket.close", "code": 1008})
             return
         message = "this Host header is not answered here: add its name with --allowed-hosts"
-        await send_error(send, ApiError(400, "host_not_allowed", message))
+        await refuse(scope, receive, send, ApiError(400, "host_not_allowed", message))
 
     def _is_allowed(self, scope: Scope) -> bool:
         values = [value for name, value in scope["headers"] if name == b"host"]

@@ -1,25 +1,28 @@
-"""What a request may cost before anything reads it: headers, body, time, nesting."""
+"""What a request may cost before anything reads it: headers, body, time."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire_serving.errors import ApiError
-from quire_serving.middleware.answer import send_error
+from quire_serving.middleware.answer import refuse, send_error
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 2**10
-MAX_JSON_DEPTH = 64
-_THREAD_FROM_BYTES = 2**18
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # possessive, and ends anywhere: linear
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 class ClientGone(Exception):
     """The client went away before its body had come."""
+
+
+class BodyTimeout(ApiError):
+    """The body did not come in time: nothing of it is waited for any more."""
+
+    def __init__(self, limit_s: float) -> None:
+        message = f"the request's body did not come within {limit_s:g} s: send it faster"
+        super().__init__(408, "body_timeout", message)
 
 
 class RequestLimits:
@@ -43,11 +46,13 @@ class RequestLimits:
         try:
             _check_headers(scope)
             body = await self._read(scope, receive)
-            await check_depth(body)
         except ClientGone:
             return
-        except ApiError as error:
+        except BodyTimeout as error:
             await send_error(send, error)
+            return
+        except ApiError as error:
+            await refuse(scope, receive, send, error)
             return
         await self._app(scope, _replay(body, receive), send)
 
@@ -67,10 +72,7 @@ class RequestLimits:
                     if not message.get("more_body", False):
                         return b"".join(parts)
         except TimeoutError:
-            limit = f"{self._body_timeout_s:g} s"
-            raise ApiError(
-                408, "body_timeout", f"the request's body did not come within {limit}: send it faster"
-            ) from None
+            raise BodyTimeout(self._body_timeout_s) from None
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._max_body_bytes:
@@ -80,29 +82,6 @@ class RequestLimits:
                 f"the request's body is longer than {self._max_body_bytes} bytes: send less, "
                 "or raise --max-body-bytes",
             )
-
-
-async def check_depth(body: bytes) -> None:
-    """Refuse JSON that is nested too deep; what is not JSON may pass, and its parser refuses it."""
-    if body.count(b"[") + body.count(b"{") <= MAX_JSON_DEPTH:
-        return
-    is_long = len(body) > _THREAD_FROM_BYTES
-    if await asyncio.to_thread(_is_too_deep, body) if is_long else _is_too_deep(body):
-        raise ApiError(
-            400,
-            "json_too_deep",
-            f"the JSON is nested deeper than {MAX_JSON_DEPTH} levels: send a flatter one",
-        )
-
-
-def _is_too_deep(body: bytes) -> bool:
-    """Strip strings, then one level of brackets after the other: each pass is one of the C library's."""
-    brackets = _STRING.sub(b"", body).translate(None, _NO_BRACKETS)
-    for _ in range(MAX_JSON_DEPTH):
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-        if not brackets:
-            return False
-    return brackets.count(b"[") + brackets.count(b"{") > 0
 
 
 def _check_headers(scope: Scope) -> None:

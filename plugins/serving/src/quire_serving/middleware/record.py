@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire_serving.errors import ApiError
 from quire_serving.middleware.answer import send_error
+
+if TYPE_CHECKING:
+    from quire_serving.request_metrics import RequestTimer
 
 _log = logging.getLogger("quire.server")
 _access_log = logging.getLogger("quire.access")
@@ -73,27 +77,42 @@ class RequestRecord:
         client = scope.get("client")
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "method": scope["method"],
+            "method": scope["method"][:20],
             "path": scope["path"][:1000],
+            "route": route,
             "status": status,
             "seconds": round(seconds, 6),
             "request_id": request_id,
+            "client_request_id": _client_id(scope),
             "client": None if client is None else client[0],
+            **_usage(scope["state"].get("timers", ())),
         }
-        _access_log.info("%s", _json_text(line))
+        text = json.dumps(line)  # ASCII: nothing of it can end the line or mislead a terminal
+        _access_log.info("%s", text)
 
 
-def _json_text(line: dict[str, object]) -> str:
-    try:
-        return orjson.dumps(line).decode()
-    except TypeError:  # a path with lone surrogates
-        return orjson.dumps({**line, "path": ascii(line["path"])}).decode()
+def _usage(timers: Sequence[RequestTimer]) -> dict[str, object]:
+    """What the engine did for the request; nothing where it was not asked."""
+    if not timers:
+        return {}
+    first = [timer.first_token_s for timer in timers if timer.first_token_s is not None]
+    return {
+        "prompt_tokens": sum(timer.num_prompt for timer in timers),
+        "output_tokens": sum(timer.num_output for timer in timers),
+        "first_token_s": round(min(first), 6) if first else None,
+    }
+
+
+def _client_id(scope: Scope) -> str | None:
+    """The client's own id for the request; None where there is none, or it is not harmless."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return given.decode("ascii") if _SAFE_ID.fullmatch(given) else None
 
 
 def _id_headers(scope: Scope, request_id: str) -> list[tuple[bytes, bytes]]:
-    """The server's id, and the client's own where it is harmless."""
+    """The server's id, and the client's own."""
     headers = [(b"x-request-id", request_id.encode("ascii"))]
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    if _SAFE_ID.fullmatch(given):
-        headers.append((b"x-client-request-id", given))
+    given = _client_id(scope)
+    if given is not None:
+        headers.append((b"x-client-request-id", given.encode("ascii")))
     return headers

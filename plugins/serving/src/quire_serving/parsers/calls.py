@@ -24,7 +24,7 @@ def calls_of_json(text: str) -> list[Call]:
         ValueError: it is not JSON, or not of calls.
     """
     try:
-        value = json.loads(text, strict=False, parse_constant=_refuse_constant)
+        value = json.loads(text, strict=False, parse_constant=refuse_constant)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     return [_call_of_object(item) for item in (value if isinstance(value, list) else [value])]
@@ -57,7 +57,7 @@ def _call_of_node(node: ast.expr) -> Call:
         if keyword.arg is None:
             raise ValueError("unpacked arguments")
         arguments[keyword.arg] = ast.literal_eval(keyword.value)
-    return Call(ast.unparse(node.func), _json_text(arguments))
+    return Call(ast.unparse(node.func), json_text(arguments))
 
 
 def _call_of_object(value: object) -> Call:
@@ -66,14 +66,16 @@ def _call_of_object(value: object) -> Call:
     arguments = value.get("arguments", value.get("parameters", {}))
     if not isinstance(arguments, dict):
         raise ValueError("the arguments are not an object")
-    return Call(name, _json_text(arguments))
+    return Call(name, json_text(arguments))
 
 
-def _json_text(arguments: dict[str, object]) -> str:
+def json_text(arguments: dict[str, object]) -> str:
+    """A call's arguments as it gives them out; ValueError for what JSON cannot say."""
     text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     text.encode()  # half of a surrogate pair, written as an escape, cannot be sent: UnicodeEncodeError, a ValueError
     return text
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def refuse_constant(name: str) -> NoReturn:
+    """Raise ValueError for NaN and Infinity, which Python would read."""
     raise ValueError(f"{name} is not JSON")

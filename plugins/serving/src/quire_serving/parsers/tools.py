@@ -8,12 +8,13 @@ request's tools is content, every character of it. White space around calls is d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quire.api.serving import ParsedText, ParserContext, ToolCallDelta
 from quire_serving.parsers.brackets import JSON, PYTHON, BracketScanner, Syntax
 from quire_serving.parsers.calls import Call, calls_of_json, calls_of_python
 from quire_serving.parsers.marks import any_of, begun_mark, is_begun, skip_space
+from quire_serving.parsers.tags import CLOSING, OPENING, TagScanner, call_of_tags, types_of
 
 
 @dataclass(slots=True, frozen=True)
@@ -22,11 +23,13 @@ class CallFormat:
 
     Attributes:
         read: gives the calls of a bracketed text; raises ValueError.
-        starts: the brackets that it may begin with.
+        starts: the brackets that it may begin with; each is one character.
         openers: marks before a block, anywhere in the answer.
         leading: marks before a block, only at the answer's start or after another block.
         trailers: marks after a block.
         is_bare: a block needs no mark at the answer's start or after another block.
+        syntax: of the text between brackets.
+        tags: what a block begins and ends with, where it is no bracketed text.
     """
 
     read: Callable[[str], list[Call]]
@@ -36,12 +39,28 @@ class CallFormat:
     trailers: tuple[str, ...] = ()
     is_bare: bool = False
     syntax: Syntax = JSON
+    tags: tuple[str, str] | None = None
+
+    def new_scanner(self) -> BracketScanner | TagScanner:
+        """What finds the end of a block."""
+        return TagScanner(*self.tags) if self.tags else BracketScanner(self.syntax, self.starts)
 
 
 HERMES = CallFormat(calls_of_json, "{", openers=("<tool_call>",), trailers=("</tool_call>",))
 LLAMA3_JSON = CallFormat(calls_of_json, "{", openers=("<|python_tag|>",), trailers=(";",), is_bare=True)
 MISTRAL = CallFormat(calls_of_json, "[", openers=("[TOOL_CALLS]",), is_bare=True)
 PYTHONIC = CallFormat(calls_of_python, "[", is_bare=True, syntax=PYTHON)
+LLAMA4_PYTHONIC = replace(PYTHONIC, openers=("<|python_start|>",), trailers=("<|python_end|>",))
+GRANITE = replace(MISTRAL, openers=("<|tool_call|>", "<tool_call>"), trailers=("</tool_call>",))
+JAMBA = CallFormat(calls_of_json, "[", openers=("<tool_calls>",), trailers=("</tool_calls>",))
+PHI4_MINI_JSON = CallFormat(calls_of_json, "[", openers=("functools",))
+INTERNLM = CallFormat(
+    calls_of_json,
+    "{",
+    openers=("<|action_start|><|plugin|>",),
+    trailers=("<|action_end|>",),
+    is_bare=True,
+)
 PLAIN_JSON = CallFormat(
     calls_of_json, "[{", openers=("```json",), leading=("```",), trailers=("```",), is_bare=True
 )
@@ -61,7 +80,7 @@ class CallParser:
         self._space: list[str] = []  # white space at a fresh place
         self._held = ""  # what may be the start of a mark
         self._block: list[str] = []  # a block's marks and text so far
-        self._scanner: BracketScanner | None = None  # of the block
+        self._scanner: BracketScanner | TagScanner | None = None  # of the block
         self._content: list[str] = []
 
     def push(self, text: str) -> ParsedText:
@@ -125,11 +144,11 @@ class CallParser:
 
     def _begin_block(self, mark: str, position: int) -> int:
         self._block = [mark]
-        self._scanner = BracketScanner(self._form.syntax, self._form.starts)
+        self._scanner = self._form.new_scanner()
         return position
 
     def _go_on_in_block(
-        self, text: str, position: int, scanner: BracketScanner, calls: list[ToolCallDelta]
+        self, text: str, position: int, scanner: BracketScanner | TagScanner, calls: list[ToolCallDelta]
     ) -> int:
         end = scanner.scan(text, position)
         self._block.append(text[position:end])
@@ -186,6 +205,45 @@ def mistral(context: ParserContext) -> CallParser:
 def pythonic(context: ParserContext) -> CallParser:
     """`[f(a=1), g(b="x")]`: Llama 3.2 and 4, among others."""
     return CallParser(PYTHONIC, context)
+
+
+def llama4_pythonic(context: ParserContext) -> CallParser:
+    """As pythonic, between `<|python_start|>` and `<|python_end|>`, both of which may be missing: Llama 4."""
+    return CallParser(LLAMA4_PYTHONIC, context)
+
+
+def granite(context: ParserContext) -> CallParser:
+    """`<|tool_call|>[{"name": ..., "arguments": {...}}]`, or with `<tool_call>`, or without: Granite 3."""
+    return CallParser(GRANITE, context)
+
+
+def jamba(context: ParserContext) -> CallParser:
+    """`<tool_calls>[{"name": ..., "arguments": {...}}]</tool_calls>`: Jamba 1.5, Hunyuan."""
+    return CallParser(JAMBA, context)
+
+
+def internlm(context: ParserContext) -> CallParser:
+    """`<|action_start|><|plugin|>{"name": ..., "parameters": {...}}<|action_end|>`: InternLM 2.5."""
+    return CallParser(INTERNLM, context)
+
+
+def phi4_mini_json(context: ParserContext) -> CallParser:
+    """`functools[{"name": ..., "arguments": {...}}]`: Phi-4-mini."""
+    return CallParser(PHI4_MINI_JSON, context)
+
+
+def qwen3_coder(context: ParserContext) -> CallParser:
+    """`<tool_call><function=f><parameter=a>1</parameter></function></tool_call>`: Qwen3-Coder."""
+    types = types_of(context)
+    form = CallFormat(
+        lambda text: [call_of_tags(text, types)],
+        "<",
+        openers=("<tool_call>",),
+        trailers=("</tool_call>",),
+        is_bare=True,
+        tags=(OPENING, CLOSING),
+    )
+    return CallParser(form, context)
 
 
 def plain_json(context: ParserContext) -> CallParser:

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from quire_serving.protocol.common import (
-    PromptLogprobs,
-    RequestModel,
-    ResponseModel,
-    StreamOptions,
-    Usage,
-)
-from quire_serving.protocol.sampling import SamplingFields
+from quire_serving.errors import ApiError
+from quire_serving.protocol.common import PromptLogprobs, RequestModel, ResponseModel, Usage
+from quire_serving.protocol.fields import METADATA_KEYS, Keys, Natural, Positive
+from quire_serving.protocol.limits import ModelName, NumLogprobs
+from quire_serving.protocol.sampling import StreamFields
+from quire_serving.protocol.unserved import RESPONSE_FORMAT, TOOL_CHOICE, Unserved
 
 ToolName = Annotated[str, Field(pattern="^[a-zA-Z0-9_.-]{1,64}$")]
+TemplateValues = Annotated[dict[str, Any], Keys("^[A-Za-z_][A-Za-z0-9_]{0,63}$", 64)]
+
+
+def _text_only(kind: object) -> object:
+    if kind != "text" and isinstance(kind, str):
+        message = f"a content part of type {kind[:64]!r} is not served: the model reads text parts only"
+        raise ApiError(400, "content_type_unsupported", message, "messages")
+    return kind
 
 
 class ContentPart(RequestModel):
-    """A part of a message's content; only those of type "text" are served."""
+    """A part of a message's content; only texts are served."""
 
     model_config = ConfigDict(extra="allow")
 
-    type: str = Field(max_length=64)
-    text: str | None = None
+    type: Annotated[Literal["text"], BeforeValidator(_text_only)]
+    text: str
 
 
 class FunctionCall(RequestModel):
@@ -40,7 +46,7 @@ class ToolCall(RequestModel):
     id: str = Field(max_length=256)
     type: Literal["function"] = "function"
     function: FunctionCall
-    index: int | None = Field(None, ge=0, le=1024)
+    index: Natural | None = None
 
 
 class ChatMessage(RequestModel):
@@ -75,28 +81,7 @@ class Tool(RequestModel):
     function: Function
 
 
-class NamedFunction(RequestModel):
-    """The name of a function."""
-
-    name: ToolName
-
-
-class NamedToolChoice(RequestModel):
-    """That one function must be called."""
-
-    type: Literal["function"]
-    function: NamedFunction
-
-
-class ResponseFormat(RequestModel):
-    """The format of answers; only "text" is served."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str = Field(max_length=64)
-
-
-class ChatRequest(SamplingFields):
+class ChatRequest(StreamFields):
     """A conversation to go on with.
 
     Attributes:
@@ -105,35 +90,51 @@ class ChatRequest(SamplingFields):
         add_generation_prompt: let the template begin an assistant's turn.
         continue_final_message: go on with the last message instead of a new one.
         add_special_tokens: put BOS and EOS around the rendered conversation, too.
-        chat_template: refused: templates are the operator's.
         chat_template_kwargs: what the template reads besides.
-        metadata, store, service_tier, prompt_cache_key, safety_identifier: taken and not used.
+        tool_choice: "auto" or "none".
+        metadata, store, service_tier, prompt_cache_*, safety_identifier, prediction: taken and not used.
     """
 
-    model: str | None = Field(None, max_length=512)
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=16384, fail_fast=True)]
-    max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
-    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    model: ModelName | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=2**31 - 1)
-    response_format: ResponseFormat | None = None
+    top_logprobs: NumLogprobs | None = None
     tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tool_choice: Annotated[Literal["none", "auto"] | None, TOOL_CHOICE] = None
     parallel_tool_calls: bool | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False
     include_reasoning: bool = True
     reasoning_effort: str | None = Field(None, max_length=32)
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=64)
-    metadata: dict[str, Any] | None = Field(None, max_length=64)
-    store: bool | None = None
-    service_tier: str | None = Field(None, max_length=64)
+    chat_template_kwargs: TemplateValues | None = None
+    metadata: Annotated[dict[str, Any], METADATA_KEYS] | None = None
+    prediction: dict[str, Any] | None = None
     prompt_cache_key: str | None = Field(None, max_length=256)
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     safety_identifier: str | None = Field(None, max_length=256)
+    service_tier: str | None = Field(None, max_length=64)
+    store: bool | None = None
+    audio: Annotated[Any, Unserved("the model writes text: leave it out")] = None
+    chat_template: Annotated[
+        Any, Unserved("start the server with --chat-template", code="chat_template_refused")
+    ] = None
+    documents: Annotated[Any, Unserved("give their text in the messages")] = None
+    echo: Annotated[Any, Unserved("ask /v1/completions", (False,))] = None
+    function_call: Annotated[Any, Unserved("it is called tool_choice now", ("auto", "none"))] = None
+    functions: Annotated[Any, Unserved("they are called tools now")] = None
+    media_io_kwargs: Annotated[Any, Unserved("the model reads text: leave it out")] = None
+    mm_processor_kwargs: Annotated[Any, Unserved("the model reads text: leave it out")] = None
+    modalities: Annotated[Any, Unserved("the model writes text: leave it out", (["text"],))] = None
+    moderation: Annotated[Any, Unserved("check the answer yourself")] = None
+    response_format: Annotated[Any, RESPONSE_FORMAT] = None
+    verbosity: Annotated[Any, Unserved("ask for it in the messages", ("medium",))] = None
+    web_search_options: Annotated[Any, Unserved("nothing is searched: leave it out", takes_empty=False)] = (
+        None
+    )
 
 
 class TopLogprob(ResponseModel):
@@ -197,13 +198,19 @@ class ChatChoice(ResponseModel):
 
 
 class ChatResponse(ResponseModel):
-    """The answer; as a stream, events of chunks."""
+    """The answer; as a stream, events of chunks.
+
+    Attributes:
+        system_fingerprint: of the plugins that can change outputs.
+    """
 
     id: str
     object: Literal["chat.completion", "chat.completion.chunk"]
     created: int
     model: str
     choices: list[ChatChoice]
+    system_fingerprint: str
+    service_tier: Literal["default"] | None = None
     usage: Usage | None = None
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None

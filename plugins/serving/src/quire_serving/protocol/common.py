@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from quire.api.outputs import Logprob, PositionLogprobs
 from quire_serving.errors import ApiError
 from quire_serving.state import ServerState
 
 MIN_LOGPROB = -9999.0  # JSON has no -inf
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class RequestModel(BaseModel):
@@ -81,6 +80,11 @@ class PromptLogprob(ResponseModel):
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
+def conflict(message: str, param: str) -> ApiError:
+    """The refusal of a field that contradicts others."""
+    return ApiError(400, "conflicting_parameters", message, param)
+
+
 def check_model(state: ServerState, name: str | None) -> str:
     """The name that answers give the model; ApiError where a request names another one."""
     if name is not None and name not in state.model_names:
@@ -89,6 +93,11 @@ def check_model(state: ServerState, name: str | None) -> str:
             404, "model_not_found", f"the model {name!r} does not exist; this server serves {known}", "model"
         )
     return state.model_names[0]
+
+
+def system_fingerprint(state: ServerState) -> str:
+    """What answers depend on besides the request: the plugins that can change outputs."""
+    return f"fp_{state.client.description.fingerprint}"
 
 
 def clamped(value: float) -> float:

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from quire_serving.protocol.common import PromptLogprobs, ResponseModel, Usage
+from quire_serving.protocol.fields import Natural
+from quire_serving.protocol.limits import ModelName, NumChoices, NumLogprobs, Texts, TokenIds, TokenLists
+from quire_serving.protocol.sampling import StreamFields
+from quire_serving.protocol.unserved import RESPONSE_FORMAT, Unserved
 
-from quire_serving.protocol.common import PromptLogprobs, ResponseModel, StreamOptions, TokenId, Usage
-from quire_serving.protocol.sampling import SamplingFields
-
-TokenIds = Annotated[list[TokenId], Field(max_length=2**21, fail_fast=True)]
-Prompt = (
-    str
-    | Annotated[list[str], Field(min_length=1, max_length=16384, fail_fast=True)]
-    | TokenIds
-    | Annotated[list[TokenIds], Field(min_length=1, max_length=16384, fail_fast=True)]
-)
+Prompt = str | Texts | TokenIds | TokenLists
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(StreamFields):
     """A text to go on with, or several.
 
     Attributes:
         prompt: text, texts, token ids, or lists of token ids.
         max_tokens: 0 only with `echo`, for the prompt's log-probabilities.
         best_of: equal to `n`, or left out.
-        suffix: not served.
         add_special_tokens: put BOS and EOS around texts as the tokenizer says.
     """
 
-    model: str | None = Field(None, max_length=512)
+    model: ModelName | None = None
     prompt: Prompt
-    max_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
-    best_of: int | None = Field(None, ge=1, le=16384)
+    max_tokens: Natural | None = None
+    best_of: NumChoices | None = None
     echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0, le=2**31 - 1)
-    suffix: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    logprobs: NumLogprobs | None = None
     add_special_tokens: bool = True
+    suffix: Annotated[
+        Any, Unserved("the model only goes on with a text", ("",), code="suffix_unsupported")
+    ] = None
+    prompt_embeds: Annotated[Any, Unserved("give token ids as the prompt")] = None
+    response_format: Annotated[Any, RESPONSE_FORMAT] = None
 
 
 class CompletionLogprobs(ResponseModel):
@@ -71,4 +67,5 @@ class CompletionResponse(ResponseModel):
     created: int
     model: str
     choices: list[CompletionChoice]
+    system_fingerprint: str
     usage: Usage | None = None

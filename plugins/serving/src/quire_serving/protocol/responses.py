@@ -7,29 +7,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from quire_serving.errors import ApiError
 from quire_serving.protocol.chat import ToolName
-from quire_serving.protocol.common import RequestModel, ResponseModel, StreamOptions
-from quire_serving.protocol.sampling import SamplingFields
+from quire_serving.protocol.common import RequestModel, ResponseModel
+from quire_serving.protocol.fields import METADATA_KEYS, Positive
+from quire_serving.protocol.limits import ModelName
+from quire_serving.protocol.sampling import StreamFields
+from quire_serving.protocol.unserved import TOOL_CHOICE, Unserved
 
 Status = Literal["in_progress", "completed", "incomplete"]
-_NEUTRAL_ONLY = Field(default=None, description="not served: only values that ask for nothing are accepted")
-
-# What asks for nothing, besides null; and what to do instead of asking.
-_REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
-    "background": ((False,), "stream the response"),
-    "context_management": (([],), "leave it out, and give a shorter conversation"),
-    "conversation": ((), "nothing is stored here: give the whole conversation as input"),
-    "include": (([],), "leave it out"),
-    "max_tool_calls": ((), "leave it out"),
-    "n": ((1,), "ask once for each response"),
-    "previous_response_id": ((), "nothing is stored here: give the whole conversation as input"),
-    "prompt": ((), "stored prompts are OpenAI's own: give instructions and input"),
-    "reasoning": (({}, {"effort": None}, {"effort": None, "summary": None}), "leave it out"),
-    "text": (({}, {"format": {"type": "text"}}), "check the output and ask again, or leave it out"),
-    "top_logprobs": ((0,), "ask /v1/chat/completions"),
-    "truncation": (("disabled",), "give a shorter conversation"),
-}
+_LEAVE = "leave it out"
+_GIVE_ALL = "nothing is stored here: give the whole conversation as input"
+_NO_EFFORT: tuple[object, ...] = ({"effort": None}, {"effort": None, "summary": None})
+_PLAIN: tuple[object, ...] = (
+    {"format": {"type": "text"}},
+    {"format": {"type": "text"}, "verbosity": "medium"},
+    {"verbosity": "medium"},
+)
 
 
 class TextPart(RequestModel):
@@ -129,7 +122,7 @@ class FunctionTool(RequestModel):
     strict: bool | None = None
 
 
-class ResponsesRequest(SamplingFields):
+class ResponsesRequest(StreamFields):
     """A conversation to go on with.
 
     Attributes:
@@ -137,49 +130,40 @@ class ResponsesRequest(SamplingFields):
         instructions: the system's message before it.
         store: taken; nothing is stored, whatever it says.
         tool_choice: "auto" or "none".
+        service_tier, prompt_cache_*, safety_identifier: taken and not used.
     """
 
-    model: str | None = Field(None, max_length=512)
+    model: ModelName | None = None
     input: Input
     instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    max_output_tokens: Positive | None = None
     store: bool | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[str, str], METADATA_KEYS] | None = None
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = Field(None, max_length=512)
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     safety_identifier: str | None = Field(None, max_length=512)
-    service_tier: Literal["auto", "default"] | None = None
+    service_tier: str | None = Field(None, max_length=64)
     tools: Annotated[list[FunctionTool], Field(max_length=128, fail_fast=True)] | None = None
-    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
-    background: Any = _NEUTRAL_ONLY
-    context_management: Any = _NEUTRAL_ONLY
-    conversation: Any = _NEUTRAL_ONLY
-    include: Any = _NEUTRAL_ONLY
-    max_tool_calls: Any = _NEUTRAL_ONLY
-    previous_response_id: Any = _NEUTRAL_ONLY
-    prompt: Any = _NEUTRAL_ONLY
-    reasoning: Any = _NEUTRAL_ONLY
-    text: Any = _NEUTRAL_ONLY
-    top_logprobs: Any = _NEUTRAL_ONLY
-    truncation: Any = _NEUTRAL_ONLY
-
-    def refuse_unserved(self) -> None:
-        """Raise ApiError where a field asks for what is not served."""
-        for name, (neutral, remedy) in _REFUSED.items():
-            value = getattr(self, name)
-            if value is not None and not any(value == each for each in neutral):
-                raise ApiError(
-                    400, "unsupported_parameter", f"{name} is not served by this version: {remedy}", name
-                )
-        if self.tool_choice not in (None, "auto", "none"):
-            raise ApiError(
-                400,
-                "unsupported_parameter",
-                'tool_choice is served as "auto" or "none" by this version: ask for the call in the instructions',
-                "tool_choice",
-            )
+    tool_choice: Annotated[Literal["auto", "none"] | None, TOOL_CHOICE] = None
+    access_programs: Annotated[Any, Unserved(_LEAVE)] = None
+    background: Annotated[Any, Unserved("stream the response", (False,))] = None
+    context_management: Annotated[Any, Unserved("give a shorter conversation")] = None
+    conversation: Annotated[Any, Unserved(_GIVE_ALL)] = None
+    image: Annotated[Any, Unserved(_LEAVE)] = None
+    include: Annotated[Any, Unserved(_LEAVE)] = None
+    max_tool_calls: Annotated[Any, Unserved(_LEAVE)] = None
+    moderation: Annotated[Any, Unserved("check the answer yourself")] = None
+    n: Annotated[Any, Unserved("ask once for each response", (1,), takes_empty=False)] = None
+    previous_response_id: Annotated[Any, Unserved(_GIVE_ALL)] = None
+    prompt: Annotated[Any, Unserved("stored prompts are OpenAI's: give instructions and input")] = None
+    prompt_logprobs: Annotated[Any, Unserved("ask /v1/chat/completions")] = None
+    reasoning: Annotated[Any, Unserved(_LEAVE, _NO_EFFORT)] = None
+    return_token_ids: Annotated[Any, Unserved("ask /v1/chat/completions", (False,))] = None
+    text: Annotated[Any, Unserved("check the output and ask again, or leave it out", _PLAIN)] = None
+    top_logprobs: Annotated[Any, Unserved("ask /v1/chat/completions", (0,))] = None
+    truncation: Annotated[Any, Unserved("give a shorter conversation", ("disabled",))] = None
 
 
 class InputTokensDetails(ResponseModel):

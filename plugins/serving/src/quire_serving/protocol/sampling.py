@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Self
 
 import orjson
-from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from quire import SamplingParams
 from quire.api.errors import QuireError
-from quire.api.foreign_fields import FOREIGN_FIELDS, ForeignField
 from quire_serving.errors import ApiError, from_quire
-from quire_serving.protocol.common import RequestModel, TokenId
+from quire_serving.protocol.common import RequestModel, StreamOptions, conflict
+from quire_serving.protocol.fields import INTEGRAL, Keys, Natural
+from quire_serving.protocol.limits import NumChoices, NumLogprobs, TokenId
+from quire_serving.protocol.unserved import Unserved, foreign
 from quire_serving.state import ServerState
 
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
-Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
-MAX_BIASES = 1024
+Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1), INTEGRAL]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), INTEGRAL]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-_NEUTRAL_ONLY = Field(default=None, description="not served: only values that ask for nothing are accepted")
-_TOKEN_ID = re.compile("[0-9]{1,10}")
-_GRAMMAR = ForeignField("check the output and ask again, or leave it out")
-_LEAVE = ForeignField("leave it out", (False,))
+TokenKey = Keys("^[0-9]{1,10}$", 1024)
+_GRAMMAR = Unserved("there are no grammars: check the output and ask again, or leave it out")
+_BEAMS = Unserved("ask for n sampled choices, with temperature > 0", (False,), code="beam_search_unsupported")
 
 # What a request may give, and SamplingParams takes as it is.
 _SAME = (
@@ -38,7 +38,6 @@ _SAME = (
     "stop_token_ids",
     "ignore_eos",
     "min_tokens",
-    "prompt_logprobs",
     "skip_special_tokens",
     "spaces_between_special_tokens",
     "include_stop_str_in_output",
@@ -46,56 +45,31 @@ _SAME = (
 )
 
 
-def few_biases(value: object) -> object:
-    """Refuse a mapping by its length before its values are looked at."""
-    if isinstance(value, dict) and len(value) > MAX_BIASES:
-        raise ValueError(f"it has {len(value)} entries, the limit is {MAX_BIASES}")
-    return value
-
-
 class ForeignFields(RequestModel):
     """Fields of vLLM that this version does not serve."""
 
-    allowed_token_ids: Any = _NEUTRAL_ONLY
-    bad_words: Any = _NEUTRAL_ONLY
-    early_stopping: Any = _NEUTRAL_ONLY
-    guided_choice: Any = _NEUTRAL_ONLY
-    guided_decoding_backend: Any = _NEUTRAL_ONLY
-    guided_grammar: Any = _NEUTRAL_ONLY
-    guided_json: Any = _NEUTRAL_ONLY
-    guided_regex: Any = _NEUTRAL_ONLY
-    guided_whitespace_pattern: Any = _NEUTRAL_ONLY
-    kv_transfer_params: Any = _NEUTRAL_ONLY
-    length_penalty: Any = _NEUTRAL_ONLY
-    logits_processors: Any = _NEUTRAL_ONLY
-    lora_request: Any = _NEUTRAL_ONLY
-    repetition_detection: Any = _NEUTRAL_ONLY
-    return_tokens_as_token_ids: Any = _NEUTRAL_ONLY
-    structured_outputs: Any = _NEUTRAL_ONLY
-    thinking_token_budget: Any = _NEUTRAL_ONLY
-    truncate_prompt_tokens: Any = _NEUTRAL_ONLY
-    use_beam_search: Any = _NEUTRAL_ONLY
-
-    def refuse_foreign(self) -> None:
-        """Raise ApiError where one of them asks for something."""
-        for name in ForeignFields.model_fields:
-            value = getattr(self, name)
-            field = FOREIGN_FIELDS.get(name, _GRAMMAR if name.startswith("guided") else _LEAVE)
-            if field.is_neutral(value):
-                continue
-            if name == "use_beam_search":
-                raise ApiError(
-                    400,
-                    "beam_search_unsupported",
-                    "use_beam_search is not served by this version: ask for n sampled choices, with temperature > 0",
-                    name,
-                )
-            raise ApiError(
-                400,
-                "unsupported_parameter",
-                f"{name} is not served by this version: {field.remedy}",
-                name,
-            )
+    allowed_token_ids: Annotated[Any, foreign("allowed_token_ids")] = None
+    bad_words: Annotated[Any, foreign("bad_words")] = None
+    data_parallel_rank: Annotated[Any, Unserved("there is one engine: leave it out", (0,))] = None
+    early_stopping: Annotated[Any, foreign("early_stopping")] = None
+    guided_choice: Annotated[Any, _GRAMMAR] = None
+    guided_decoding_backend: Annotated[Any, _GRAMMAR] = None
+    guided_grammar: Annotated[Any, _GRAMMAR] = None
+    guided_json: Annotated[Any, _GRAMMAR] = None
+    guided_regex: Annotated[Any, _GRAMMAR] = None
+    guided_whitespace_pattern: Annotated[Any, _GRAMMAR] = None
+    kv_transfer_params: Annotated[Any, Unserved("KV is not handed over: leave it out")] = None
+    length_penalty: Annotated[Any, foreign("length_penalty")] = None
+    logits_processors: Annotated[
+        Any, Unserved("name a processor that a plugin registers in vllm_xargs, or use logit_bias")
+    ] = None
+    lora_request: Annotated[Any, Unserved("adapters are not loaded: leave it out")] = None
+    repetition_detection: Annotated[Any, foreign("repetition_detection")] = None
+    return_tokens_as_token_ids: Annotated[Any, Unserved("ask with return_token_ids", (False,))] = None
+    structured_outputs: Annotated[Any, foreign("structured_outputs")] = None
+    thinking_token_budget: Annotated[Any, foreign("thinking_token_budget")] = None
+    truncate_prompt_tokens: Annotated[Any, Unserved("cut the prompt before it is sent")] = None
+    use_beam_search: Annotated[Any, _BEAMS] = None
 
 
 class SamplingFields(ForeignFields):
@@ -106,46 +80,43 @@ class SamplingFields(ForeignFields):
         cache_salt: only requests of equal salt share cached prefixes.
         vllm_xargs: arguments of logits processors that plugins bring, by their names.
         request_id: taken and not used: the server makes ids.
-        return_token_ids: the token ids of prompt and output are answered too.
     """
 
-    n: int | None = Field(None, ge=1, le=16384)
+    n: NumChoices | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), INTEGRAL] | None = None
     min_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    seed: Seed | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024, fail_fast=True), INTEGRAL] | None = None
     ignore_eos: bool | None = None
-    min_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
-    prompt_logprobs: int | None = Field(None, ge=-1, le=2**31 - 1)
-    logit_bias: Annotated[dict[str, Bias], BeforeValidator(few_biases)] | None = Field(
-        None, max_length=MAX_BIASES
-    )
+    min_tokens: Natural | None = None
+    logit_bias: Annotated[dict[str, Bias], TokenKey] | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    max_draft_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
+    max_draft_tokens: Natural | None = None
     priority: Int32 = 0
     cache_salt: str | None = Field(None, pattern="^[A-Za-z0-9_-]{1,128}$")
-    vllm_xargs: dict[str, Any] | None = Field(None, max_length=64)
+    vllm_xargs: Annotated[dict[str, Any], Keys("^.{1,256}$", 64)] | None = None
     request_id: str | None = Field(None, max_length=128)
-    return_token_ids: bool | None = None
     user: str | None = Field(None, max_length=1024)
 
     @model_validator(mode="wrap")
     @classmethod
     def _check_sendable(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Refuse what Python reads from JSON and cannot write again: lone surrogates, numbers past 64 bits."""
+        """Refuse what Python reads and orjson cannot write: lone surrogates, numbers past 64 bits."""
         request = handler(value)
         try:
             orjson.dumps(value, default=lambda _: None)
         except TypeError as error:
-            raise ValueError(f"it cannot be answered as JSON: {error}") from error
+            raise ApiError(
+                400, "invalid_json_value", f"the body has what JSON cannot hold: {error}"
+            ) from error
         return request
 
     def sampling_params(
@@ -154,7 +125,8 @@ class SamplingFields(ForeignFields):
         *,
         max_tokens: int | None,
         default_max_tokens: int | None,
-        logprobs: int | None,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         """What the engine is asked for.
 
@@ -163,15 +135,15 @@ class SamplingFields(ForeignFields):
             max_tokens: as the request gives it.
             default_max_tokens: where the request gives none; None is the model's own, or the whole context.
             logprobs: as the request gives it, in its endpoint's way.
+            prompt_logprobs: so many of the likeliest tokens at each place of the prompt.
 
         Raises:
             ApiError: a value is over a limit of this server, contradicts another, or is not served.
         """
-        self.refuse_foreign()
         settings = state.settings
-        _check_limit("n", self.n, settings.max_n, "--max-n")
-        _check_limit("logprobs", logprobs, settings.max_logprobs, "--max-logprobs")
-        _check_limit("prompt_logprobs", self.prompt_logprobs, settings.max_logprobs, "--max-logprobs")
+        check_limit("n", self.n, settings.max_n, "--max-n")
+        check_limit("logprobs", logprobs, settings.max_logprobs, "--max-logprobs")
+        check_limit("prompt_logprobs", prompt_logprobs, settings.max_logprobs, "--max-logprobs")
         values: dict[str, Any] = dict(state.client.description.default_sampling_params)
         if default_max_tokens is not None or "max_tokens" not in values:
             values["max_tokens"] = default_max_tokens
@@ -180,31 +152,54 @@ class SamplingFields(ForeignFields):
             "n": self.n,
             "max_tokens": max_tokens,
             "logprobs": logprobs,
-            "logit_bias": self._bias(),
+            "prompt_logprobs": prompt_logprobs,
+            "logit_bias": {int(key): bias for key, bias in (self.logit_bias or {}).items()} or None,
             "extra_args": self.vllm_xargs,
         }
         values |= {name: value for name, value in given.items() if value is not None}
+        least, most = values.get("min_tokens", 0), values["max_tokens"]
+        if most is not None and least > most:
+            message = f"min_tokens={least} is over max_tokens={most}: lower the one or raise the other"
+            raise conflict(message, "min_tokens")
         try:
             return SamplingParams(**values)
         except QuireError as error:
             raise from_quire(error) from error
 
-    def _bias(self) -> dict[int, float] | None:
-        if self.logit_bias is None:
-            return None
-        for key in self.logit_bias:
-            if _TOKEN_ID.fullmatch(key) is None:
-                raise ApiError(
-                    400,
-                    "invalid_sampling_params",
-                    f"logit_bias maps token ids to numbers: {key[:40]!r} is no token id",
-                    "logit_bias",
-                )
-        return {int(key): value for key, value in self.logit_bias.items()}
+
+class StreamFields(SamplingFields):
+    """And how they are answered.
+
+    Attributes:
+        prompt_logprobs: so many of the likeliest tokens at each place of the prompt; not in streams.
+        return_token_ids: the token ids of prompt and output are answered too.
+    """
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    prompt_logprobs: NumLogprobs | None = None
+    return_token_ids: bool | None = None
+
+    @property
+    def has_usage(self) -> bool:
+        """Whether a stream's last chunk tells the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def has_continuous_usage(self) -> bool:
+        """Whether each of its chunks does."""
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+
+    def check_stream(self) -> None:
+        """Raise ApiError where other fields contradict `stream`."""
+        if self.stream_options is not None and not self.stream:
+            raise conflict("stream_options need stream=true: add it, or drop them", "stream_options")
+        if self.stream and self.prompt_logprobs is not None:
+            raise conflict("prompt_logprobs are not streamed: drop stream", "prompt_logprobs")
 
 
-def _check_limit(name: str, value: int | None, limit: int, flag: str) -> None:
-    """All of the vocabulary (-1) is over any limit."""
+def check_limit(name: str, value: int | None, limit: int, flag: str) -> None:
+    """Raise ApiError where a value is over a limit of this server; all of the vocabulary (-1) always is."""
     if value is not None and not 0 <= value <= limit:
         raise ApiError(
             400,

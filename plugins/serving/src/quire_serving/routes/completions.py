@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, cast
 
-import orjson
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
@@ -14,12 +12,14 @@ from quire import SamplingParams
 from quire.api.client import EngineRequest
 from quire_serving.completion_answer import CompletionAnswer
 from quire_serving.errors import ApiError
-from quire_serving.protocol.common import check_model
+from quire_serving.json_body import AnyTypeRoute
+from quire_serving.protocol.common import check_model, conflict
 from quire_serving.protocol.completions import CompletionRequest, CompletionResponse
+from quire_serving.routes.answering import answered
 from quire_serving.state import ServerState, server_of
-from quire_serving.submission import EventStream, Submission, new_request_id, salt_of, tokenize, tokenizer_of
+from quire_serving.submission import Submission, decode, new_request_id, salt_of, tokenize
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], route_class=AnyTypeRoute)
 DEFAULT_MAX_TOKENS = 16
 
 
@@ -42,22 +42,12 @@ async def create_completion(
         for index, (text, token_ids) in enumerate(await _prompts(body, state))
     ]
     answer = CompletionAnswer(body, state, answer_id, requests)
-    submission = Submission(state, http_request, requests)
-    if body.stream:
-        await submission.start()
-        return EventStream(submission, answer.events(submission))
-    async with submission:
-        async for index, delta in submission:
-            answer.add(index, delta)
-    return Response(orjson.dumps(answer.response()), media_type="application/json")
+    return await answered(answer, Submission(state, http_request, requests), is_stream=bool(body.stream))
 
 
 def _params(body: CompletionRequest, state: ServerState) -> SamplingParams:
     """What the engine is asked for; ApiError where fields contradict each other."""
-    if body.suffix:
-        raise ApiError(
-            400, "suffix_unsupported", "suffix is not served: the model only goes on with a text", "suffix"
-        )
+    body.check_stream()
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise ApiError(
             400,
@@ -66,31 +56,18 @@ def _params(body: CompletionRequest, state: ServerState) -> SamplingParams:
             "by their logprobs",
             "best_of",
         )
-    if body.stream_options is not None and not body.stream:
-        raise ApiError(
-            400, "invalid_request", "stream_options need stream=true: add it, or drop them", "stream_options"
-        )
-    if body.stream and body.prompt_logprobs is not None:
-        raise ApiError(
-            400,
-            "invalid_request",
-            "prompt_logprobs are not streamed: drop stream, or use echo with logprobs",
-            "prompt_logprobs",
-        )
     if body.max_tokens == 0 and not body.echo:
-        raise ApiError(
-            400, "invalid_sampling_params", "max_tokens=0 needs echo=true: ask for at least 1", "max_tokens"
-        )
-    params = body.sampling_params(
+        raise conflict("max_tokens=0 needs echo=true: ask for at least 1", "max_tokens")
+    prompt_logprobs = body.prompt_logprobs
+    if body.echo and body.logprobs is not None:
+        prompt_logprobs = max(body.logprobs, prompt_logprobs or 0)
+    return body.sampling_params(
         state,
         max_tokens=None if body.max_tokens is None else max(body.max_tokens, 1),
         default_max_tokens=DEFAULT_MAX_TOKENS,
         logprobs=body.logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
-    if body.echo and body.logprobs is not None:
-        wanted = max(body.logprobs, body.prompt_logprobs or 0)
-        params = replace(params, prompt_logprobs=wanted)
-    return params
 
 
 async def _prompts(body: CompletionRequest, state: ServerState) -> list[tuple[str | None, Sequence[int]]]:
@@ -111,6 +88,6 @@ async def _prompts(body: CompletionRequest, state: ServerState) -> list[tuple[st
         if isinstance(each, str):
             pairs.append((each, await tokenize(state, each, add_special_tokens=body.add_special_tokens)))
         else:
-            text = tokenizer_of(state).decode(each, skip_special_tokens=False) if body.echo else None
-            pairs.append((text, each))
+            state.admission.check_length(len(each))
+            pairs.append((await decode(state, each) if body.echo else None, each))
     return pairs

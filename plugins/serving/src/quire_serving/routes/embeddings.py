@@ -12,12 +12,16 @@ router = APIRouter()
 
 
 @router.post(
-    "/v1/embeddings", tags=["generation"], summary="Refused: the engine generates text", response_model=None
+    "/v1/embeddings",
+    tags=["generation"],
+    summary="Refused: the engine generates text",
+    response_model=None,
+    status_code=404,
 )
 async def create_embeddings() -> NoReturn:
-    """Refuse."""
+    """Refuse, as a server without this path would, but with the reason."""
     raise ApiError(
-        400,
+        404,
         "embeddings_unsupported",
         "this server makes no embeddings: ask /v1/completions or /v1/chat/completions for text, or another server",
     )

@@ -18,6 +18,7 @@ class ModelCard(ResponseModel):
     Attributes:
         created: Unix seconds of the server's start. root: the first of its names.
         max_model_len: longest context, prompt and output, in tokens.
+        vocab_size: width of the logits; token ids of prompts are below it.
     """
 
     id: str
@@ -27,6 +28,7 @@ class ModelCard(ResponseModel):
     root: str
     parent: str | None = None
     max_model_len: int
+    vocab_size: int
 
 
 class ModelList(ResponseModel):
@@ -56,4 +58,5 @@ def _card(state: ServerState, name: str) -> ModelCard:
         created=state.created,
         root=state.model_names[0],
         max_model_len=description.max_model_len,
+        vocab_size=description.vocab_size,
     )

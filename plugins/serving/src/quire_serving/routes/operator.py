@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
@@ -9,11 +10,13 @@ from starlette.responses import Response
 
 from quire import __version__
 from quire.api.errors import QuireError
-from quire_serving.errors import ApiError, from_quire
+from quire_serving.error_answers import ErrorAnswer
+from quire_serving.errors import ApiError, draining, from_quire
+from quire_serving.json_body import JsonRoute
 from quire_serving.protocol.common import RequestModel, ResponseModel
 from quire_serving.state import ServerState, server_of
 
-router = APIRouter(tags=["operator"])
+router = APIRouter(tags=["operator"], route_class=JsonRoute)
 State = Annotated[ServerState, Depends(server_of)]
 
 
@@ -94,7 +97,7 @@ async def health() -> Health:
 async def ready(state: State) -> Health:
     """200 while requests are taken and the engine gets on with them, else 503 with the reason."""
     if state.is_draining:
-        raise ApiError(503, "server_draining", "the server is about to end", headers={"Retry-After": "5"})
+        raise draining()
     status = state.client.status()
     if not status.is_ready:
         raise ApiError(503, "engine_not_ready", status.reason, headers={"Retry-After": "5"})
@@ -150,7 +153,14 @@ async def list_plugins(state: State) -> PluginList:
     )
 
 
-@router.post("/v1/plugins/{name}", status_code=204, response_class=Response)
+@router.post(
+    "/v1/plugins/{name}",
+    status_code=204,
+    response_class=Response,
+    responses={
+        409: {"model": ErrorAnswer, "description": "The plugin cannot be switched while the engine runs."}
+    },
+)
 async def switch_plugin(name: str, body: PluginSwitch, state: State) -> Response:
     """Turn a plugin of the engine on or off between two of its steps."""
     if name not in {each.name for each in state.extensions.plugins}:
@@ -158,7 +168,8 @@ async def switch_plugin(name: str, body: PluginSwitch, state: State) -> Response
     try:
         await state.client.set_plugin(name, is_enabled=body.enabled)
     except QuireError as error:
-        raise from_quire(error) from error
+        told = from_quire(error)
+        raise replace(told, status=409, param="name") if told.code == "plugin_error" else told from error
     return Response(status_code=204)
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
+import orjson
 from fastapi import APIRouter, Depends
 from pydantic import Field
+from starlette.responses import Response
 
-from quire.api.errors import QuireError
 from quire_serving.chat_prompt import render_chat
-from quire_serving.errors import ApiError, from_quire
-from quire_serving.protocol.chat import ChatMessage, ChatRequest, Tool
-from quire_serving.protocol.common import RequestModel, ResponseModel, TokenId, check_model
+from quire_serving.errors import ApiError
+from quire_serving.json_body import JsonRoute
+from quire_serving.protocol.chat import ChatMessage, ChatRequest, TemplateValues, Tool
+from quire_serving.protocol.common import RequestModel, ResponseModel, check_model, conflict
+from quire_serving.protocol.fields import INTEGRAL
+from quire_serving.protocol.limits import ModelName, TokenId
 from quire_serving.state import ServerState, server_of
-from quire_serving.submission import tokenize, tokenizer_of
+from quire_serving.submission import decode, tokenize, tokenizer_of
 
-router = APIRouter(tags=["tokenizer"])
+router = APIRouter(tags=["tokenizer"], route_class=JsonRoute)
 State = Annotated[ServerState, Depends(server_of)]
 
 
@@ -29,7 +33,7 @@ class TokenizeRequest(RequestModel):
         add_generation_prompt, continue_final_message, tools, chat_template_kwargs: with messages only.
     """
 
-    model: str | None = None
+    model: ModelName | None = None
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)] | None = None
     add_special_tokens: bool | None = None
@@ -37,7 +41,7 @@ class TokenizeRequest(RequestModel):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateValues | None = None
 
 
 class TokenizeAnswer(ResponseModel):
@@ -52,8 +56,8 @@ class TokenizeAnswer(ResponseModel):
 class DetokenizeRequest(RequestModel):
     """Token ids."""
 
-    model: str | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=2**20, fail_fast=True)]
+    model: ModelName | None = None
+    tokens: Annotated[list[TokenId], Field(max_length=2**20, fail_fast=True), INTEGRAL]
 
 
 class DetokenizeAnswer(ResponseModel):
@@ -62,8 +66,8 @@ class DetokenizeAnswer(ResponseModel):
     prompt: str
 
 
-@router.post("/tokenize")
-async def tokenize_text(body: TokenizeRequest, state: State) -> TokenizeAnswer:
+@router.post("/tokenize", response_model=TokenizeAnswer)
+async def tokenize_text(body: TokenizeRequest, state: State) -> Response:
     """The tokens that a prompt or a conversation has."""
     check_model(state, body.model)
     if body.messages is None and body.prompt is not None:
@@ -72,32 +76,32 @@ async def tokenize_text(body: TokenizeRequest, state: State) -> TokenizeAnswer:
     elif body.messages is not None and body.prompt is None:
         tokens = await _tokenize_chat(body, state)
     else:
-        raise ApiError(400, "invalid_request", "give either prompt or messages", "prompt")
+        raise conflict("give either prompt or messages", "prompt")
+    return await asyncio.to_thread(_answer, body, state, tokens)
+
+
+def _answer(body: TokenizeRequest, state: ServerState, tokens: list[int]) -> Response:
+    """In a thread: tokens may be very many."""
     tokenizer = tokenizer_of(state)
-    return TokenizeAnswer(
-        count=len(tokens),
-        max_model_len=state.client.description.max_model_len,
-        tokens=tokens,
-        token_strs=[tokenizer.id_to_piece(token) or "" for token in tokens]
-        if body.return_token_strs
-        else None,
-    )
+    pieces = [tokenizer.id_to_piece(token) or "" for token in tokens] if body.return_token_strs else None
+    answer = {
+        "count": len(tokens),
+        "max_model_len": state.client.description.max_model_len,
+        "tokens": tokens,
+        "token_strs": pieces,
+    }
+    return Response(orjson.dumps(answer), media_type="application/json")
 
 
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, state: State) -> DetokenizeAnswer:
     """The text that tokens stand for."""
     check_model(state, body.model)
-    tokenizer = tokenizer_of(state)
     width = state.client.description.vocab_size
-    unknown = next((token for token in body.tokens if token >= width), None)
-    if unknown is not None:
-        raise ApiError(400, "invalid_prompt", f"token id {unknown} is not below {width}", "tokens")
-    try:
-        text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False)
-    except QuireError as error:
-        raise from_quire(error) from error
-    return DetokenizeAnswer(prompt=text)
+    highest = max(body.tokens, default=0)
+    if highest >= width:
+        raise ApiError(400, "invalid_prompt", f"token id {highest} is not below {width}", "tokens")
+    return DetokenizeAnswer(prompt=await decode(state, body.tokens))
 
 
 async def _tokenize_chat(body: TokenizeRequest, state: ServerState) -> list[int]:
@@ -108,5 +112,5 @@ async def _tokenize_chat(body: TokenizeRequest, state: ServerState) -> list[int]
         tools=body.tools,
         chat_template_kwargs=body.chat_template_kwargs,
     )
-    text = await render_chat(state, chat, has_tools=bool(body.tools))
+    text = await render_chat(state, chat, [tool.model_dump(exclude_unset=True) for tool in body.tools or ()])
     return await tokenize(state, text, add_special_tokens=bool(body.add_special_tokens))

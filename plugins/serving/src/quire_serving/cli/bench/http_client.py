@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from quire_serving.cli.remote import ServerError
+from quire_serving.cli.remote import ServerError, refusal
 
 READ_BYTES = 1 << 16
 MAX_HEAD_BYTES = 1 << 16
@@ -119,7 +119,7 @@ async def _exchange(
         if status != 200 or not is_stream:
             whole = await _rest(reader, decoder)
             if status != 200:
-                raise ServerError(f"status {status}: {whole[:300].decode(errors='replace')}")
+                raise ServerError(refusal(status, whole))
             yield whole
             return
         async for data in _events(reader, decoder):

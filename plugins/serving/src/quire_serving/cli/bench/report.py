@@ -24,11 +24,7 @@ def print_summary(
     print(f"== {title} ==")
     for name, value in result.items():
         if not name.endswith("_ms"):
-            print(
-                f"{name.replace('_', ' '):<28}{value:>14.2f}"
-                if isinstance(value, float)
-                else f"{name.replace('_', ' '):<28}{value!s:>14}"
-            )
+            print(f"{name.replace('_', ' '):<28}{_plain(value):>14}")
     if not shown:
         return
     print(f"{'ms':<28}" + "".join(f"{name:>10}" for name in ("mean", *(f"p{entry:g}" for entry in percents))))
@@ -37,6 +33,12 @@ def print_summary(
             result[f"{which}_{metric}_ms"] for which in ("mean", *(f"p{entry:g}" for entry in percents))
         ]
         print(f"{f'{NAMES[metric]} ({metric})':<28}" + "".join(f"{value:>10.2f}" for value in values))
+
+
+def _plain(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f}" if value >= 10 else f"{value:.4f}"
 
 
 def save_json(path: Path, result: Mapping[str, object]) -> None:

@@ -31,6 +31,8 @@ from quire_serving.cli.bench.workloads import (
 from quire_serving.cli.progress import progress
 from quire_serving.cli.remote import ServerError, api_key_of
 
+DEFAULT_NUM_PROMPTS = 100
+DEFAULT_PATHS = {False: "/v1/completions", True: "/v1/chat/completions"}
 DEFAULT_VOCAB_SIZE = 256
 """Where neither the server nor --vocab-size tells: every tokenizer has that many tokens."""
 
@@ -41,7 +43,6 @@ class ServedModel:
 
     name: str
     vocab_size: int | None
-    max_model_len: int | None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.save_result or args.result_filename:
         save_json(_result_path(args), {**_settings(args), **result, "details": _details(records)})
     if args.plot is not None:
-        save_plot(args.plot, records)
+        save_plot(args.plot, result, records)
     for text in sorted({record.error for record in records if record.error})[:3]:
         print(f"quire: a request failed: {text}", file=sys.stderr)
     return 1 if result["failed"] else 0
@@ -66,25 +67,25 @@ def run(args: argparse.Namespace) -> int:
 async def _bench(
     args: argparse.Namespace, percents: list[float], goodput: Mapping[str, float]
 ) -> tuple[dict[str, object], list[RequestRecord]]:
-    base = (args.base_url or f"http://{args.host}:{args.port}").rstrip("/").removesuffix("/v1") + "/v1"
+    base = _base_url(args)
     key = api_key_of(args)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    model = await _served_model(base, headers, args.model_name)
+    model = await _served_model(f"{base}/v1/models", headers, args.model_name)
     rng = random.Random(args.seed)
     asks = _workload(args, rng, args.vocab_size or model.vocab_size or DEFAULT_VOCAB_SIZE)
-    is_chat = args.endpoint == "chat"
-    path = "/chat/completions" if is_chat else "/completions"
     load = Load(
-        Endpoint.of(base + path, headers),
+        Endpoint.of(base + (args.endpoint or DEFAULT_PATHS[_is_chat(args)]), headers),
         model.name,
-        is_chat=is_chat,
+        is_chat=_is_chat(args),
         ignore_eos=args.ignore_eos,
         temperature=args.temperature,
         max_concurrency=args.max_concurrency,
     )
     times_s = send_times(rng, asks, args.request_rate, args.burstiness)
     warmup = asks[:1] * args.num_warmups
-    await run_load(load, warmup, [0.0] * len(warmup), lambda _: None)
+    for record in await run_load(load, warmup, [0.0] * len(warmup), lambda _: None):
+        if record.error:
+            raise ServerError(f"a request to warm up failed: {record.error}")
     cpu_s, start = time.process_time(), time.perf_counter()
     with progress(len(asks), "requests", is_shown=not args.disable_tqdm) as advance:
         records = await run_load(load, asks, times_s, lambda _: advance())
@@ -95,30 +96,40 @@ async def _bench(
     return {"model": model.name, **result}, records
 
 
-async def _served_model(base: str, headers: Mapping[str, str], name: str | None) -> ServedModel:
+def _base_url(args: argparse.Namespace) -> str:
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    return (args.base_url or f"http://{host}:{args.port}").rstrip("/").removesuffix("/v1")
+
+
+def _is_chat(args: argparse.Namespace) -> bool:
+    return bool(args.backend == "openai-chat")
+
+
+async def _served_model(url: str, headers: Mapping[str, str], name: str | None) -> ServedModel:
     try:
-        models = json.loads(await get(Endpoint.of(base + "/models", headers)))["data"]
+        models = json.loads(await get(Endpoint.of(url, headers)))["data"]
         entry: dict[str, Any] = next((model for model in models if name in (None, model["id"])), {"id": name})
     except OSError as error:
-        raise ServerError(f"no answer from {base} ({error}): is the server up?") from None
+        raise ServerError(f"no answer from {url} ({error}): is the server up?") from None
     except (ValueError, KeyError, TypeError):
-        raise ServerError(f"{base}/models did not answer with a list of models: is the URL right?") from None
+        raise ServerError(f"{url} did not answer with a list of models: is the URL right?") from None
     if entry["id"] is None:
-        raise ServerError(f"{base} has no models: give --model-name")
-    return ServedModel(str(entry["id"]), entry.get("vocab_size"), entry.get("max_model_len"))
+        raise ServerError(f"{url} names no model: give --model")
+    return ServedModel(str(entry["id"]), entry.get("vocab_size"))
 
 
 def _workload(args: argparse.Namespace, rng: random.Random, vocab_size: int) -> list[Ask]:
     name = args.dataset_name
-    if name == "sharegpt":
-        return sharegpt_workload(rng, args.num_prompts, args.dataset_path, args.output_len)
-    if name == "fixed":
-        return fixed_workload(args.num_prompts, args.dataset_path, args.output_len or 128)
     if name == "trace":
         return trace_workload(rng, args.num_prompts, args.dataset_path, vocab_size)
+    count = args.num_prompts or DEFAULT_NUM_PROMPTS
+    if name == "sharegpt":
+        return sharegpt_workload(rng, count, args.dataset_path, args.output_len)
+    if name == "fixed":
+        return fixed_workload(count, args.dataset_path, args.output_len or 128)
     lengths = Lengths(args.input_len, args.output_len or 128, args.range_ratio, args.prefix_len)
-    asks = random_workload(rng, args.num_prompts, lengths, vocab_size)
-    return [_as_text(ask) for ask in asks] if args.endpoint == "chat" else asks
+    asks = random_workload(rng, count, lengths, vocab_size)
+    return [_as_text(ask) for ask in asks] if _is_chat(args) else asks
 
 
 def _as_text(ask: Ask) -> Ask:
@@ -130,8 +141,10 @@ def _as_text(ask: Ask) -> Ask:
 def _check(args: argparse.Namespace) -> None:
     if args.dataset_name != "random" and args.dataset_path is None:
         raise ConfigError(f"--dataset-name {args.dataset_name} needs --dataset-path FILE")
-    if args.dataset_name == "trace" and args.endpoint == "chat":
-        raise ConfigError("--dataset-name trace sends token ids: it needs --endpoint completions")
+    if args.dataset_name == "trace" and _is_chat(args):
+        raise ConfigError("--dataset-name trace sends token ids: it needs --backend openai")
+    if args.endpoint is not None and not args.endpoint.startswith("/"):
+        raise ConfigError(f"--endpoint {args.endpoint!r}: give a path, as /v1/completions")
     for flag, value in (("--request-rate", args.request_rate), ("--burstiness", args.burstiness)):
         if not value > 0:
             raise ConfigError(f"{flag} {value}: give a number above 0")
@@ -164,7 +177,7 @@ def _result_path(args: argparse.Namespace) -> Path:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:
-    hidden = {"command", "api_key", "debug"}
+    hidden = {"command", "api_key", "debug", "version"}
     return {name: value for name, value in vars(args).items() if name not in hidden}
 
 

@@ -1,0 +1,1 @@
+"""A parser of reasoning for Quire."""

@@ -1,0 +1,1 @@
+"""A route of Quire's server."""

@@ -1,0 +1,1 @@
+"""A parser of tool calls for Quire."""
