@@ -70,7 +70,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", commands())
 def test_commands_and_flags_of_the_pages_exist(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(line.partition("|")[0])[1:]
-    chosen = words[:2] if words[0] == "plugins" else words[:1]
+    chosen = words[:2] if words[0] in ("plugins", "bench") else words[:1]
     with pytest.raises(SystemExit) as end:
         main([*chosen, "--help"])
     assert end.value.code == 0

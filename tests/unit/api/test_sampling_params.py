@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import time
 from enum import Enum
 
 import pytest
 
 from quire.api.errors import SamplingParamsError, UnknownSamplingParamError
 from quire.api.foreign_fields import FOREIGN_FIELDS
+from quire.api.plain_data import plain_copy
 from quire.api.request import SamplingParams
 
 
@@ -158,3 +160,10 @@ def test_bounds_are_checked_beside_foreign_fields() -> None:
 def test_the_signature_is_that_of_the_fields() -> None:
     names = [field.name for field in dataclasses.fields(SamplingParams)]
     assert list(inspect.signature(SamplingParams).parameters) == names
+
+
+def test_copying_plain_data_does_not_spell_out_where_everything_is() -> None:
+    value = {"k" * 1_000_000: [1] * 20_000}
+    begin = time.process_time()
+    assert plain_copy(value, "place") == value
+    assert time.process_time() - begin < 1  # names of a megabyte for each entry took minutes

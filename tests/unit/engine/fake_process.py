@@ -34,6 +34,7 @@ class FakeProcess:
     """
 
     pid = 4711
+    is_stalled = False
 
     def __init__(self, first: FromEngine | None, *, answers_calls: bool = True) -> None:
         self.told: list[ToEngine] = []
@@ -41,6 +42,9 @@ class FakeProcess:
         self.answers_calls = answers_calls
         self._messages: asyncio.Queue[FromEngine | None] = asyncio.Queue()
         self._messages.put_nowait(first)
+
+    def note_built(self) -> None:
+        """It needs no watching."""
 
     def send(self, message: ToEngine) -> None:
         self.send_frame(encode(message))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from typing import Any
 
 import pytest
 
+from quire import SamplingParams
 from quire.api.errors import ConfigError, EngineClosedError
 from quire.engine.async_llm import AsyncLLM
 from quire.engine.build import build_engine
@@ -75,3 +77,28 @@ def test_an_interrupt_while_the_engine_is_built_leaves_nothing_running(
         may_go_on.set()
     threads[0].join(timeout=5)
     assert is_closed.is_set() and not threads[0].is_alive()
+
+
+def test_a_thread_is_idle_only_once_everything_is_handed_out() -> None:
+    delivering, may_go_on = threading.Event(), threading.Event()
+    llm = AsyncLLM("tiny", dtype="float32")
+    try:
+        thread = llm._thread
+        params = SamplingParams(max_tokens=1, detokenize=False)
+
+        def deliver(deltas: object) -> None:
+            delivering.set()
+            may_go_on.wait(timeout=20)
+
+        thread._deliver = deliver
+        thread.call(lambda engine: engine.add_request([5], params)).result(timeout=20)
+        assert delivering.wait(timeout=20)
+        assert not thread.is_idle  # though the engine has no request any more
+        may_go_on.set()
+        deadline = time.monotonic() + 20
+        while not thread.is_idle:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        may_go_on.set()
+        llm.close()

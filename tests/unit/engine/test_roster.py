@@ -192,3 +192,23 @@ async def test_aborting_and_leaving() -> None:
     scene.roster.abort(scene.lives["b"])
     assert (await end_of(scene.lives["b"])).choices[0].finish_reason == "abort"
     assert len(scene.roster) == scene.roster.num_waiting_tokens == 0
+
+
+@in_a_loop
+async def test_a_suspect_that_was_left_is_not_waited_for() -> None:
+    scene = Scene(["a"])
+    scene.begin("a")
+    assert not scene.die()
+    scene.roster.leave(scene.lives["a"])  # its client has gone; it would have been the culprit
+    scene.add("b")
+    scene.begin("b")
+    assert scene.die()  # the deaths in a row begin anew
+    assert not scene.die()
+
+
+@in_a_loop
+async def test_a_death_of_what_was_left_says_nothing_of_the_next_engine() -> None:
+    scene = Scene(["a"])
+    scene.begin("a")
+    scene.roster.leave(scene.lives["a"])
+    assert scene.die()

@@ -76,12 +76,18 @@ class FakeOpenAI(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = (
+        1024  # many clients come at once; those over it are asked to try again, seconds later
+    )
+
+
 @contextmanager
 def fake_openai(**attributes: object) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Gives the URL of a running server, without /v1, and the requests that it gets."""
     requests: list[dict[str, Any]] = []
     handler = type("Handler", (FakeOpenAI,), {"requests": requests, **attributes})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

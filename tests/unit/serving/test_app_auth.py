@@ -129,6 +129,47 @@ def test_origins_are_answered_only_where_they_are_allowed() -> None:
     assert "access-control-allow-origin" not in other.headers
 
 
+def test_probes_answer_head_without_a_key() -> None:
+    client = client_of(api_key=(KEY,))
+    for path in ("/health", "/ready"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-length"] == client.get(path).headers["content-length"]
+    assert client.head("/v1/models").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_refused"),
+    [
+        ("http://testserver", False),
+        ("https://TestServer", False),
+        ("https://app.example", False),
+        ("https://evil.example", True),
+        ("http://testserver:81", True),
+        ("http://testserver.evil.example", True),
+        ("null", True),
+        ("", True),
+    ],
+)
+def test_pages_of_other_origins_change_nothing(origin: str, is_refused: bool) -> None:
+    client = client_of(allowed_origins=("https://app.example",))
+    headers = {"Origin": origin}
+    for method, path in (("POST", "/reset_prefix_cache"), ("PUT", "/health"), ("DELETE", "/health")):
+        answer = client.request(method, path, headers=headers)
+        expected = 403 if is_refused else 204 if method == "POST" else 405
+        assert answer.status_code == expected
+        if is_refused:
+            assert answer.json()["error"]["code"] == "origin_not_allowed"
+    as_json = client.post("/v1/completions", json={"prompt": "a"}, headers=headers)
+    assert as_json.status_code == 200  # browsers ask before they send it, and are told no
+    assert client.get("/health", headers=headers).status_code == 200
+
+
+def test_any_origin_may_be_allowed() -> None:
+    client = client_of(allowed_origins=("*",))
+    assert client.post("/reset_prefix_cache", headers={"Origin": "https://any.example"}).status_code == 204
+
+
 @pytest.mark.parametrize(("flags", "is_told"), [((), True), (("second",), False)])
 def test_cached_tokens_are_told_to_the_only_key(
     monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], is_told: bool

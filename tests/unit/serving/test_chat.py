@@ -237,3 +237,20 @@ def test_a_slow_template_is_given_up() -> None:
     assert server.refused(PATH, messages=HI) == (400, "template_timeout", "messages")
     assert time.monotonic() - began < 5
     is_over.set()
+
+
+def test_what_other_servers_add_to_messages_is_passed_over() -> None:
+    server = FakeServer.of()
+    messages = [
+        {"role": "user", "content": "hi", "type": "text"},
+        {"role": "assistant", "content": "hey", "parsed": None, "provider_specific_fields": {"a": 1}},
+        {"role": "user", "content": "go on"},
+    ]
+    assert server.ok(PATH, messages=messages, max_tokens=1)["choices"]
+
+
+def test_a_template_gets_no_name_of_its_caller() -> None:
+    server = FakeServer.of()
+    for name in ("self", "messages", "tokenize"):
+        status, code, param = server.refused(PATH, messages=HI, chat_template_kwargs={name: 1})
+        assert (status, code, param) == (400, "conflicting_parameters", "chat_template_kwargs")

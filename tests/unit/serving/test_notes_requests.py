@@ -65,5 +65,9 @@ def test_beams_are_refused_by_name(client: TestClient) -> None:
 
 
 def test_a_page_elsewhere_cannot_send_forms(client: TestClient) -> None:
-    answer = curl(client, "/v1/completions", COMPLETION, {**FORM, "Origin": "https://elsewhere.example"})
+    headers = {**FORM, "Origin": "https://elsewhere.example"}
+    answer = curl(client, "/v1/completions", COMPLETION, headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin_not_allowed")
+    allowing = FakeServer.of(allowed_origins=(headers["Origin"],)).client
+    answer = curl(allowing, "/v1/completions", COMPLETION, headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")

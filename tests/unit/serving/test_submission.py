@@ -15,11 +15,14 @@ from starlette.requests import Request
 from quire import SamplingParams
 from quire.api.client import EngineRequest
 from quire.api.errors import EngineClosedError, PromptError
+from quire.api.outputs import OutputDelta
+from quire_serving import event_stream
 from quire_serving.errors import ApiError
+from quire_serving.event_stream import EventStream
+from quire_serving.server import drain
 from quire_serving.submission import (
     MAX_CHARS_ON_LOOP,
     ClientGoneError,
-    EventStream,
     Submission,
     event,
     new_request_id,
@@ -171,6 +174,67 @@ def test_a_stream_that_breaks_ends_with_an_error_event() -> None:
         body = b"".join(message.get("body", b"") for message in sent)
         assert body.startswith(b'data: {"a":1}\n\ndata: {"error":') and b"secret" not in body
         assert engine.aborted == ["r"] and sent[0]["status"] == 200
+
+    asyncio.run(main())
+
+
+def test_a_client_that_stops_reading_gives_its_place_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        state = state_of(engine)
+        submission = Submission(state, Connection().request, [request("r")])
+        await submission.start()
+
+        async def events() -> AsyncGenerator[bytes, None]:
+            yield event({"a": 1})
+
+        async def send(message: Any) -> None:
+            if message.get("body"):
+                await asyncio.Event().wait()
+
+        stream = EventStream(submission, events())
+        await asyncio.wait_for(stream({"type": "http"}, Connection().receive, send), 5)
+        assert engine.aborted == ["r"] and state.admission.num_sequences == 0
+
+    monkeypatch.setattr(event_stream, "SEND_S", 0.05)
+    asyncio.run(main())
+
+
+def test_what_fails_while_closing_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        places: list[int] = []
+
+        async def stream(one: EngineRequest) -> AsyncGenerator[OutputDelta, None]:
+            try:
+                yield deltas_of(one, ["a", "b"])[0]
+                await asyncio.Event().wait()
+            except GeneratorExit:
+                places.append(state.admission.num_sequences)
+                raise ValueError("an engine's") from None
+
+        engine = FakeEngine()
+        monkeypatch.setattr(engine, "stream", stream)  # one that fails when it is left
+        state = state_of(engine)
+        submission = Submission(state, Connection().request, [request("0")])
+        await submission.start()
+        submission._streams.append(stream(request("1")))
+        await anext(submission._streams[1])
+        with pytest.raises(ValueError, match="an engine's"):
+            await submission.close()
+        assert places == [0, 0]
+
+    asyncio.run(main())
+
+
+def test_draining_waits_for_what_was_let_in_and_is_not_submitted() -> None:
+    async def main() -> None:
+        state = state_of(FakeEngine(), drain_s=5)
+        ticket = state.admission.admit([request("r")])
+        task = asyncio.create_task(drain(state))
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        ticket.close()
+        await asyncio.wait_for(task, 2)
 
     asyncio.run(main())
 

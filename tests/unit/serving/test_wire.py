@@ -13,6 +13,8 @@ import pytest
 from fake_engine import FakeEngine
 from serving_app import state_of
 
+from quire_serving import http_protocol
+from quire_serving.http_protocol import HttpProtocol
 from quire_serving.server import web_server
 from quire_serving.state import ServerState
 
@@ -109,3 +111,68 @@ def test_methods_and_what_is_no_http(served: Served, line: str, status: int, cod
     got, headers, its_code = served.send("\r\n".join(lines).encode())
     assert (got, its_code) == (status, code)
     assert ({name.lower() for name in headers} >= {"allow"}) == (status == 405)
+
+
+HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        HEAD + b"X-Long: " + b"y" * 40_000,
+        HEAD + b"X-Long: " + b"y" * 40_000 + b"\r\n\r\n",
+        HEAD + b"X: y\r\n" * 8000 + b"\r\n",
+        b"GET /" + b"y" * 40_000 + b" HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_a_head_without_end_is_refused(served: Served, data: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        connection.sendall(data)
+        answer = b"".join(iter(lambda: connection.recv(2**16), b""))
+    assert answer.startswith(b"HTTP/1.1 431 ") and b'"code":"headers_too_large"' in answer
+
+
+def test_bodies_count_for_no_head(served: Served) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+    body = json.dumps({"prompt": "hi"}).encode().ljust(LIMIT)
+    headers = {"Authorization": "Bearer k", "Content-Type": "application/json"}
+    for _ in range(3):
+        connection.request("POST", "/tokenize", body, headers)
+        answer = connection.getresponse()
+        assert answer.status == 200 and answer.read()
+    connection.close()
+
+
+def test_a_head_that_does_not_come_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_S", 0.1)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        connection.sendall(HEAD)
+        assert connection.recv(1) == b""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        connection.sendall(HEAD)
+        connection.sendall(b"\r\n")
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 200 ")
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):  # between requests no head is late
+            while True:
+                assert connection.recv(2**16)
+
+
+def test_public_paths_take_no_body(served: Served) -> None:
+    for path in (b"/health", b"/ready", b"/"):
+        data = HEAD.replace(b"/health", path) + b"Content-Length: 1\r\n\r\nx"
+        assert served.send(data)[::2] == (413, "body_too_large")
+
+
+def test_connections_are_kept_alive(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    begin = HttpProtocol.connection_made
+
+    def note(self: HttpProtocol, transport: asyncio.Transport) -> None:
+        begin(self, transport)
+        connection = transport.get_extra_info("socket")
+        made.append(connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+
+    monkeypatch.setattr(HttpProtocol, "connection_made", note)
+    served.send(b"FOO /health HTTP/1.1\r\n\r\n")
+    assert made == [1]

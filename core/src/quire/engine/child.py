@@ -31,6 +31,7 @@ READ_AHEAD_BYTES = 1 << 20
 LONG_FRAME_BYTES = 1 << 17
 BUILD_SILENCE_S = 30.0
 """How long no heartbeat may come while the engine is built: imports and loading hold the interpreter's lock."""
+STALLED_S = 3.0
 DUMP_S = 0.3
 EOF_S = 1.0
 _TICK_S = 0.25
@@ -58,6 +59,7 @@ class EngineProcess:
         self._progress = -1
         self._silent_s = 0.0
         self._is_started = False
+        self._is_waiting = False
         self._hang = ""
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._close_at_exit())]
 
@@ -93,9 +95,18 @@ class EngineProcess:
         """The process's id."""
         return self._process.pid
 
+    def note_built(self) -> None:
+        """It waits for whom it is for, who does not listen yet."""
+        self._is_waiting = True
+
     def note_started(self) -> None:
         """From now on it has to get on."""
-        self._is_started, self._silent_s = True, 0.0
+        self._is_started, self._is_waiting, self._silent_s = True, False, 0.0
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether it has not got on for a while, if not for so long that it is killed."""
+        return self._silent_s > STALLED_S
 
     def send(self, message: ToEngine) -> None:
         """Send a message; to a dead process it is lost."""
@@ -113,7 +124,7 @@ class EngineProcess:
             message = decode_from_engine(await self._reader.readexactly(length))
             if length > LONG_FRAME_BYTES:
                 await asyncio.sleep(0)  # reading what is there already lets nobody else run
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, OSError):
             return None
         except WireError:
             self._signal(signal.SIGKILL)  # what follows cannot be read either
@@ -132,12 +143,12 @@ class EngineProcess:
         self._writer.transport.abort()  # unsent data is for nobody
         status = await self._process.wait()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             await self._writer.wait_closed()
         if self._hang:
             return self._hang
         if status < 0:
-            return f"it was ended by {signal.Signals(-status).name}"
+            return f"it was ended by {_signal_name(-status)}"
         return f"it ended with status {status}; its log says why"
 
     def _note(self, message: FromEngine) -> None:
@@ -176,6 +187,8 @@ class EngineProcess:
             now = time.monotonic()
             passed_s = min(now - before, 2 * _TICK_S)  # if it was this loop that hung, that does not count
             before = now
+            if self._is_waiting:
+                continue
             self._silent_s += passed_s
             if not self._is_started:
                 building_s += passed_s
@@ -197,6 +210,13 @@ class EngineProcess:
         ):  # not `send_signal`: it would take the status from the event loop
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # those for real time have no names
+        return f"signal {number}"
 
 
 async def _started(descriptor: int) -> asyncio.subprocess.Process:

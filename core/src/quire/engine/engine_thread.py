@@ -34,6 +34,7 @@ class EngineThread:
 
     Attributes:
         built: the engine, or what building it raised. Who stops waiting for it calls `abandon`.
+        is_idle: it waits to be called, and has handed out all that there was.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class EngineThread:
     ) -> None:
         self.built: Future[Engine] = Future()
         self.built.set_running_or_notify_cancel()  # who waits for it in an event loop cannot cancel it
+        self.is_idle = False
         self._deliver = deliver
         self._ended = ended
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
@@ -112,11 +114,13 @@ class EngineThread:
     def _do_tasks(self) -> bool:
         """Do what was called for; wait for something where there is no other work. False: close."""
         while True:
-            is_idle = not self._engine.has_unfinished
+            self.is_idle = not self._engine.has_unfinished
             try:
-                task = self._tasks.get(block=is_idle)
+                task = self._tasks.get(block=self.is_idle)
             except queue.Empty:
                 return True
+            finally:
+                self.is_idle = False
             if task is None:
                 return False
             self._do(*task)

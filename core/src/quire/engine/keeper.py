@@ -123,9 +123,9 @@ class Keeper:
             raise
         except Exception as error:
             logger.exception("the engine's supervisor failed")
+            self._end(EngineClosedError(f"the engine's supervisor failed: {error}"), is_closing=False)
             if engine is not None:
                 await engine.reap()
-            self._end(EngineClosedError(f"the engine's supervisor failed: {error}"), is_closing=False)
 
     def _open(self, engine: EngineProcess) -> None:
         engine.note_started()

@@ -38,6 +38,7 @@ async def launch(
         if not isinstance(message, Started):
             how = await engine.reap()
             raise EngineClosedError(f"the engine's process died while it built the engine: {how}")
+        engine.note_built()
         values = {**message.description, "plugins": tuple(message.description["plugins"])}
         description = EngineDescription(config=config, **values)
         if fingerprint is not None:

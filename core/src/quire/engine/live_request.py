@@ -98,6 +98,7 @@ class LiveRequest:
             self._has_prompt_logprobs = True
             self._prompt_logprobs.clear()
         is_output = False
+        delta.choices = [choice for choice in delta.choices if self._tokens[choice.index] is not None]
         for choice in delta.choices:
             is_output = self._record(choice) or is_output
         if is_output:

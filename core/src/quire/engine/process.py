@@ -234,7 +234,7 @@ class EngineServer:
         while True:
             count = PROGRESS.count
             try:
-                is_busy = self._engine is not None and self._engine.has_unfinished
+                is_busy = self._thread is not None and not self._thread.is_idle
                 is_busy = is_busy or self._num_open_calls > self._num_done_calls
                 self._channel.send(Heartbeat(pulse.read(), is_busy, *self._load()))
             except OSError:

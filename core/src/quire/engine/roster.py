@@ -38,6 +38,7 @@ class Roster:
         self._taking_in: LiveRequest | None = None
         self._engine: EngineProcess | None = None
         self._num_waiting_tokens = 0
+        self._has_lost_suspect = False  # one that an engine had died of alone was left
 
     def __len__(self) -> int:
         return len(self._live)
@@ -128,6 +129,7 @@ class Roster:
         del self._live[live.request.request_id]
         if not live.has_output:
             self._num_waiting_tokens -= live.num_prompt_tokens
+        self._has_lost_suspect = self._has_lost_suspect or live.num_own_deaths > 0
         self._clear(live)
 
     def engine_ready(self, engine: EngineProcess) -> None:
@@ -136,7 +138,11 @@ class Roster:
         self._send_what_may_run()
 
     def engine_died(self) -> bool:
-        """Note a death, and end the request of which it was one too many; whether there was one."""
+        """Note a death, and end the request of which it was one too many.
+
+        Returns:
+            Whether it may be over: there was such a request, or all that are suspected were left.
+        """
         begun = self._begun()
         self._engine = self._taking_in = None
         self._left.clear()
@@ -144,7 +150,7 @@ class Roster:
             live.num_fruitless_deaths += 1
             live.num_own_deaths += len(begun) == 1
         self._suspects = []
-        is_found = False
+        is_found = self._has_lost_suspect or bool(begun and not any(map(self._is_live, begun)))
         for live in list(self._live.values()):
             live.note_lost()
             if live.is_over or live.is_aborted:
@@ -152,6 +158,7 @@ class Roster:
             elif live.num_own_deaths >= FATAL_DEATHS:
                 self._end_culprit(live)
                 is_found = True
+        self._has_lost_suspect = False
         suspects = [live for live in self._live.values() if live.num_fruitless_deaths >= SUSPICIOUS_DEATHS]
         # The one that was tried last goes first, so that it is alone with the engine.
         self._suspects = sorted(suspects, key=lambda live: -live.num_fruitless_deaths)
@@ -176,6 +183,9 @@ class Roster:
     @property
     def _is_holding(self) -> bool:
         return self._engine is None or bool(self._suspects)
+
+    def _is_live(self, live: LiveRequest) -> bool:
+        return self._live.get(live.request.request_id) is live
 
     def _meant(self, request_id: str) -> LiveRequest | None:
         """The request that the engine speaks of: first come those that were left."""

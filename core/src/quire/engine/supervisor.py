@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import AsyncGenerator, Sequence
@@ -37,6 +38,9 @@ from quire.engine.wire import (
 from quire.loading.resolve import resolve_model_folder
 from quire.loading.tokenizer import Tokenizer
 from quire.plugins import PluginHost
+
+METRICS_WAIT_S = 2.0
+"""How long an engine may take to tell its metrics, before the last ones serve."""
 
 logger = logging.getLogger("quire")
 
@@ -115,9 +119,11 @@ class SupervisedEngine:
     def status(self) -> EngineStatus:
         """See EngineClient."""
         num_running, num_waiting = self._load
+        engine = self._keeper.engine
+        is_stalled = engine is not None and engine.is_stalled
         return EngineStatus(
-            is_ready=self._keeper.engine is not None,
-            reason=self._keeper.reason,
+            is_ready=engine is not None and not is_stalled,
+            reason="the engine does not get on" if is_stalled else self._keeper.reason,
             num_requests=len(self._roster),
             num_running=num_running,
             num_waiting=num_waiting + self._roster.num_held,
@@ -127,12 +133,14 @@ class SupervisedEngine:
         )
 
     async def get_metrics(self) -> list[Metric]:
-        """See EngineClient. While no engine is up, or it fails to tell, the last ones."""
+        """See EngineClient. While no engine is up, or it fails to tell or takes long, the last ones."""
         self._keeper.check_open()
         if self._keeper.engine is not None:
-            reply = await self._calls.ask(self._keeper.engine, "get_metrics")
-            if reply is not None and reply.error is not None:
-                logger.error("the engine has no metrics: %s", reply.error)
+            with contextlib.suppress(TimeoutError):
+                asking = self._calls.ask(self._keeper.engine, "get_metrics")
+                reply = await asyncio.wait_for(asking, METRICS_WAIT_S)
+                if reply is not None and reply.error is not None:
+                    logger.error("the engine has no metrics: %s", reply.error)
         text = "engines that were started because one before had died"
         restarts = Metric("quire:engine_restarts", float(self._keeper.num_restarts), "counter", text)
         return [*self._totals.metrics(), restarts]

@@ -36,6 +36,11 @@ class Admission:
         self._num_sequences = 0
         self._num_waiting_tokens = 0
 
+    @property
+    def num_sequences(self) -> int:
+        """Those let in that have not ended, whether the engine has them yet or not."""
+        return self._num_sequences
+
     def check_size(self, num_chars: int) -> None:
         """Refuse a text that no tokenizer could make short enough, before one tries.
 

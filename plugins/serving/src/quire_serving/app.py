@@ -15,6 +15,7 @@ from quire_serving.middleware.auth import KeyAuth, read_keys
 from quire_serving.middleware.door import Door
 from quire_serving.middleware.hosts import AllowedHosts, allowed_hosts
 from quire_serving.middleware.limits import RequestLimits
+from quire_serving.middleware.origins import AllowedOrigins
 from quire_serving.middleware.record import RequestRecord
 from quire_serving.plugin_routes import plugin_routes
 from quire_serving.protocol.limits import tell_limits
@@ -81,6 +82,7 @@ def create_app(state: ServerState) -> ASGIApp:
     app = Door(app, state, GENERATING_PATHS)
     if keys:
         app = KeyAuth(app, keys, [("GET", path) for path in _page_paths(state)])
+    app = AllowedOrigins(app, settings.allowed_origins)
     if settings.allowed_origins:
         app = CORSMiddleware(
             app,

@@ -23,6 +23,7 @@ MAX_TEMPLATE_THREADS = 8
 MAX_TOOLS_BYTES = 2**16
 _OWN_NAMES = frozenset(
     {
+        "self",
         "messages",
         "tools",
         "documents",

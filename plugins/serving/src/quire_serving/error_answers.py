@@ -41,6 +41,7 @@ class ErrorAnswer(BaseModel):
 ERROR_STATUSES = {
     400: "The request is malformed, out of bounds, or asks for what is not supported.",
     401: "The API key is missing or wrong.",
+    403: "The request comes from a page of another origin, which may not change anything.",
     404: "Nothing has this path, or no model this name.",
     405: "The path has no such method.",
     408: "The request's body did not come in time.",

@@ -1,19 +1,16 @@
-"""From a route to the engine and back: tokenizing, streams of deltas, disconnects, server-sent events."""
+"""From a route to the engine and back: tokenizing, streams of deltas, disconnects."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import orjson
 from fastapi import Request
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from quire.api.client import ChatTokenizer, EngineRequest
 from quire.api.errors import EngineClosedError, QuireError
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
 
 DONE = b"data: [DONE]\n\n"
 MAX_CHARS_ON_LOOP = 2048  # they take a millisecond at most; a thread's round trip takes 0.1 to 0.3 ms
-_logger = logging.getLogger(__name__)
 Item = tuple[int, OutputDelta]
 
 
@@ -166,21 +162,27 @@ class Submission:
             raise
 
     async def close(self) -> None:
-        """Abort what has not ended; idempotent."""
+        """Abort what has not ended; idempotent. Whatever fails here, or is cancelled, the rest is done."""
         if self._watcher is not None:
             self._watcher.cancel()
+        timers, self._watcher, self._timers = self._timers, None, []
+        async with (
+            AsyncExitStack() as stack
+        ):  # the last one first: nothing is awaited before the place is free
+            for stream in self._streams:
+                stack.push_async_callback(stream.aclose)
+            stack.push_async_callback(self._stop_pumps)
+            for timer in timers:
+                stack.callback(timer.close)
+            if self._ticket is not None:
+                stack.callback(self._ticket.close)
+
+    async def _stop_pumps(self) -> None:
         for pump in self._pumps:
             pump.cancel()
         if self._pumps:
             await asyncio.wait(self._pumps)
-        self._watcher, self._pumps = None, []
-        for stream in self._streams:
-            await stream.aclose()
-        for timer in self._timers:
-            timer.close()
-        self._timers = []
-        if self._ticket is not None:
-            self._ticket.close()
+        self._pumps = []
 
     def __aiter__(self) -> Submission:
         """See the class."""
@@ -242,47 +244,6 @@ class Submission:
         self._is_gone = True
         if self._task is not None:
             self._task.cancel()
-
-
-class EventStream(StreamingResponse):
-    """A response of server-sent events; closes the submission that they are made from.
-
-    An error after the first event becomes an event `{"error": ...}`, and the response ends there: events
-    that generators yield at their end, such as `DONE`, do not follow.
-    """
-
-    def __init__(
-        self,
-        submission: Submission,
-        events: AsyncGenerator[bytes, None],
-        media_type: str = "text/event-stream",
-    ) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(_with_errors(events), media_type=media_type, headers=headers)
-        self._submission = submission
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream; the submission watches `receive`."""
-        try:
-            await self.stream_response(send)
-        except OSError:
-            return  # the server says so where the client has gone
-        finally:
-            await self._submission.close()
-
-
-async def _with_errors(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    try:
-        async with aclosing(events):
-            async for each in events:
-                yield each
-    except ClientGoneError:
-        return
-    except ApiError as error:
-        yield event(error.body())
-    except Exception as error:  # the status line is out: this is the one way left to tell
-        _logger.exception("a stream failed")
-        yield event(from_quire(error).body())
 
 
 def _check_end(delta: OutputDelta) -> None:

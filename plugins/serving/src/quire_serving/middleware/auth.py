@@ -59,7 +59,7 @@ class KeyAuth:
     def __init__(self, app: ASGIApp, keys: Collection[str], public: Collection[tuple[str, str]] = ()) -> None:
         self._app = app
         self._digests = [_digest(key.encode("ascii")) for key in keys]
-        self._public = {("GET", path) for path in PROBES} | set(public)
+        self._public = {(method, path) for method in ("GET", "HEAD") for path in PROBES} | set(public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""

@@ -8,9 +8,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire_serving.errors import ApiError
 from quire_serving.middleware.answer import refuse, send_error
+from quire_serving.middleware.auth import PROBES
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 2**10
+PATHS_WITHOUT_BODY = PROBES | {"/"}
+"""Whoever has no key may ask for these: no body of theirs is kept."""
 
 
 class ClientGone(Exception):
@@ -57,7 +60,9 @@ class RequestLimits:
         await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        self._check_size(_content_length(scope))
+        is_bare = scope["method"] in ("GET", "HEAD") and scope["path"] in PATHS_WITHOUT_BODY
+        limit = 0 if is_bare else self._max_body_bytes
+        _check_size(_content_length(scope), limit)
         parts: list[bytes] = []
         size = 0
         try:
@@ -68,20 +73,18 @@ class RequestLimits:
                         raise ClientGone
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
-                    self._check_size(size)
+                    _check_size(size, limit)
                     if not message.get("more_body", False):
                         return b"".join(parts)
         except TimeoutError:
             raise BodyTimeout(self._body_timeout_s) from None
 
-    def _check_size(self, num_bytes: int) -> None:
-        if num_bytes > self._max_body_bytes:
-            raise ApiError(
-                413,
-                "body_too_large",
-                f"the request's body is longer than {self._max_body_bytes} bytes: send less, "
-                "or raise --max-body-bytes",
-            )
+
+def _check_size(num_bytes: int, limit: int) -> None:
+    if num_bytes > limit:
+        remedy = "send less, or raise --max-body-bytes" if limit else "send none here"
+        message = f"the request's body is longer than {limit} bytes: {remedy}"
+        raise ApiError(413, "body_too_large", message)
 
 
 def _check_headers(scope: Scope) -> None:

@@ -24,23 +24,27 @@ def _text_only(kind: object) -> object:
     return kind
 
 
-class ContentPart(RequestModel):
-    """A part of a message's content; only texts are served."""
+class Part(RequestModel):
+    """Part of a conversation: clients send back what other servers added to it, so unknown fields are passed over."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="ignore")
+
+
+class ContentPart(Part):
+    """A part of a message's content; only texts are served."""
 
     type: Annotated[Literal["text"], BeforeValidator(_text_only)]
     text: str
 
 
-class FunctionCall(RequestModel):
+class FunctionCall(Part):
     """What an assistant called: a name, and arguments as JSON text."""
 
     name: ToolName
     arguments: str
 
 
-class ToolCall(RequestModel):
+class ToolCall(Part):
     """A call that an assistant made earlier in the conversation."""
 
     id: str = Field(max_length=256)
@@ -49,7 +53,7 @@ class ToolCall(RequestModel):
     index: Natural | None = None
 
 
-class ChatMessage(RequestModel):
+class ChatMessage(Part):
     """A message; `reasoning_content` (or `reasoning`) is what an assistant thought before."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -65,7 +69,7 @@ class ChatMessage(RequestModel):
     function_call: None = None
 
 
-class Function(RequestModel):
+class Function(Part):
     """A function that the model may call; `parameters` is a JSON schema."""
 
     name: ToolName
@@ -74,7 +78,7 @@ class Function(RequestModel):
     strict: bool | None = None
 
 
-class Tool(RequestModel):
+class Tool(Part):
     """What the model may call."""
 
     type: Literal["function"]

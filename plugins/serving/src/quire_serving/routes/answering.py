@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
@@ -14,11 +15,14 @@ from quire.api.client import EngineRequest
 from quire.api.outputs import OutputDelta
 from quire.api.serving import TextParser
 from quire_serving.chat_prompt import render_chat
+from quire_serving.event_stream import EventStream
 from quire_serving.parsers.answer import answer_parser
 from quire_serving.protocol.chat import ChatRequest
 from quire_serving.protocol.sampling import SamplingFields
 from quire_serving.state import ServerState
-from quire_serving.submission import EventStream, Submission, new_request_id, salt_of, tokenize
+from quire_serving.submission import Submission, new_request_id, salt_of, tokenize
+
+MAX_LOGPROBS_ON_LOOP = 2000  # telling them takes some milliseconds
 
 
 class Answer(Protocol):
@@ -42,10 +46,24 @@ async def answered(answer: Answer, submission: Submission, *, is_stream: bool) -
     if is_stream:
         await submission.start()
         return EventStream(submission, answer.events(submission))
+    num_logprobs = 0
     async with submission:
         async for index, delta in submission:
             answer.add(index, delta)
-    return Response(orjson.dumps(answer.response()), media_type="application/json")
+            num_logprobs += _num_logprobs(delta, submission.requests[index].params.n)
+    is_short = num_logprobs <= MAX_LOGPROBS_ON_LOOP
+    body = _body(answer) if is_short else await asyncio.to_thread(_body, answer)
+    return Response(body, media_type="application/json")
+
+
+def _body(answer: Answer) -> bytes:
+    return orjson.dumps(answer.response())
+
+
+def _num_logprobs(delta: OutputDelta, n: int) -> int:
+    """Those that a response tells of a delta; each of `n` choices may tell the prompt's."""
+    count = sum(len(position or ()) for position in delta.prompt_logprobs or ()) * n
+    return count + sum(len(position) for part in delta.choices for position in part.logprobs or ())
 
 
 class Conversation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, cast
 
@@ -10,17 +11,19 @@ from starlette.responses import Response
 
 from quire import SamplingParams
 from quire.api.client import EngineRequest
+from quire.api.errors import QuireError
 from quire_serving.completion_answer import CompletionAnswer
-from quire_serving.errors import ApiError
+from quire_serving.errors import ApiError, from_quire
 from quire_serving.json_body import AnyTypeRoute
 from quire_serving.protocol.common import check_model, conflict
 from quire_serving.protocol.completions import CompletionRequest, CompletionResponse
 from quire_serving.routes.answering import answered
 from quire_serving.state import ServerState, server_of
-from quire_serving.submission import Submission, decode, new_request_id, salt_of, tokenize
+from quire_serving.submission import MAX_CHARS_ON_LOOP, Submission, new_request_id, salt_of, tokenizer_of
 
 router = APIRouter(tags=["generation"], route_class=AnyTypeRoute)
 DEFAULT_MAX_TOKENS = 16
+Prompt = tuple[str | None, Sequence[int]]
 
 
 @router.post(
@@ -70,7 +73,7 @@ def _params(body: CompletionRequest, state: ServerState) -> SamplingParams:
     )
 
 
-async def _prompts(body: CompletionRequest, state: ServerState) -> list[tuple[str | None, Sequence[int]]]:
+async def _prompts(body: CompletionRequest, state: ServerState) -> list[Prompt]:
     """Text, where there is one or it is echoed, and token ids of each prompt."""
     prompt = body.prompt
     is_single = isinstance(prompt, str) or (not prompt or isinstance(prompt[0], int))
@@ -83,11 +86,28 @@ async def _prompts(body: CompletionRequest, state: ServerState) -> list[tuple[st
             "in a request, or raise --max-prompts",
             "prompt",
         )
-    pairs: list[tuple[str | None, Sequence[int]]] = []
+    size = 0
     for each in prompts:
         if isinstance(each, str):
-            pairs.append((each, await tokenize(state, each, add_special_tokens=body.add_special_tokens)))
+            state.admission.check_size(len(each))
         else:
             state.admission.check_length(len(each))
-            pairs.append((await decode(state, each) if body.echo else None, each))
-    return pairs
+        size += len(each) if isinstance(each, str) or body.echo else 0
+    if size <= MAX_CHARS_ON_LOOP:
+        return _pairs(prompts, body, state)
+    return await asyncio.to_thread(_pairs, prompts, body, state)
+
+
+def _pairs(prompts: Sequence[str | list[int]], body: CompletionRequest, state: ServerState) -> list[Prompt]:
+    try:
+        return [_pair(each, body, state) for each in prompts]
+    except QuireError as error:
+        raise from_quire(error) from error
+
+
+def _pair(prompt: str | list[int], body: CompletionRequest, state: ServerState) -> Prompt:
+    if isinstance(prompt, str):
+        special = body.add_special_tokens
+        return prompt, tokenizer_of(state).encode(prompt, add_special_tokens=special)
+    text = tokenizer_of(state).decode(prompt, skip_special_tokens=False) if body.echo else None
+    return text, prompt

@@ -87,12 +87,14 @@ class PluginSwitch(RequestModel):
     enabled: bool
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> Health:
     """200 as long as the server's process lives, whatever its engine does."""
     return Health(status="ok")
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(state: State) -> Health:
     """200 while requests are taken and the engine gets on with them, else 503 with the reason."""
