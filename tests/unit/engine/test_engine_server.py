@@ -97,8 +97,12 @@ def test_what_a_step_begins_is_said_before_it_runs(
     with served(engine) as one:
         one.tell(*(Submit(name, [1, 2, 3], {**GREEDY, "ignore_eos": True}) for name in names))
         messages: list[FromEngine] = []
-        while sum(isinstance(m, Deltas) and any(d.finished for d in m.deltas) for m in messages) < 2:
+        ended: set[str] = set()
+        while ended != set(names):
             messages += one.heard(Deltas)
+            last = messages[-1]
+            if isinstance(last, Deltas):
+                ended |= {delta.request_id for delta in last.deltas if delta.finished}
     first_step = messages.index(STEP)
     assert TakingIn("r0") in messages[:first_step] and isinstance(messages[first_step - 1], Begun)
     places = {
