@@ -35,7 +35,7 @@ def bodies() -> list[dict[str, object]]:
 
 
 async def all_answers(url: str) -> list[Answer]:
-    async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         return await asyncio.gather(*(stream_completion(client, body) for body in bodies()))
 
 
@@ -64,7 +64,7 @@ def disturb(server: ServerProcess, number: signal.Signals, after_s: float) -> tu
         begin = time.monotonic()
         while server_pid_or_none(server) in (pid, None):
             await asyncio.sleep(0.02)
-            assert time.monotonic() - begin < RECOVERY_LIMIT_S * server.slowness
+            assert time.monotonic() - begin < RECOVERY_LIMIT_S
         await asyncio.to_thread(server.wait_ready)
         seconds = time.monotonic() - begin
         return await task, seconds
@@ -85,7 +85,7 @@ def check_faults(
         for asked, answer, expected in zip(bodies(), answers, undisturbed, strict=True):
             assert answer.token_ids == expected.token_ids, (moment, asked)
             assert answer.text == expected.text and answer.ends == ["length"] and answer.is_done
-        assert seconds < RECOVERY_LIMIT_S * server.slowness
+        assert seconds < RECOVERY_LIMIT_S
 
 
 def moments(number: int, seed: int) -> list[float]:
@@ -118,7 +118,7 @@ def check_terminations(after: list[float]) -> None:
 
             children = process.children()
             answers = asyncio.run(main(process.url, process, moment))
-            assert process.wait(30 * process.slowness) == 0
+            assert process.wait(30) == 0
             for answer in answers:
                 assert answer.status in (200, 503)
                 assert answer.status == 503 or (len(answer.ends) == 1 and answer.is_done)

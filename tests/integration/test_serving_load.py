@@ -33,7 +33,7 @@ async def load(url: str, seconds: float, expected: list[list[int]]) -> dict[str,
     counts = {"whole": 0, "left": 0, "wrong": 0}
     end = time.monotonic() + seconds
     limits = httpx.Limits(max_connections=NUM_STREAMS + 4)
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
 
         async def stream(seed: int) -> None:
             rng = random.Random(seed)
@@ -86,15 +86,15 @@ def check_load(seconds: float, least_whole: int) -> None:
 
         counts, taken = asyncio.run(main())
         assert counts["wrong"] == 0
-        least = least_whole / process.slowness
-        assert counts["whole"] >= least and counts["left"] >= least / 5
+        assert counts["whole"] >= least_whole and counts["left"] >= least_whole // 5
         time.sleep(2)
         metrics = process.metrics()
         assert metrics["quire:num_requests_running"] == metrics["quire:num_requests_waiting"] == 0
         assert metrics["quire:kv_cache_usage_perc"] == 0
         assert process.num_fds() <= num_fds
-        # the goal is 0.1 s; other tests run beside this one
-        assert statistics.quantiles(taken, n=100)[98] < 0.5 * process.slowness
+        assert (
+            statistics.quantiles(taken, n=100)[98] < 0.5
+        )  # the goal is 0.1; other tests run beside this one
 
 
 def test_a_short_load() -> None:

@@ -145,19 +145,19 @@ async def drain(state: ServerState) -> None:
     """Let the requests end that were begun; what is left after `drain_s` ends with an error."""
     state.is_draining = True
     limit_s = state.settings.drain_s
-    _log.info("draining: %d requests have %g s to end", _num_open(state), limit_s)
+    _log.info("draining: %d requests have %g s to end", state.client.status().num_requests, limit_s)
     until_s = time.monotonic() + limit_s
-    while count := _num_open(state):
+    while _has_open(state):
         if time.monotonic() >= until_s:
-            _log.warning("ending %d requests that were not done", count)
+            _log.warning("ending %d requests that were not done", state.client.status().num_requests)
             await state.client.close()
             return
         await asyncio.sleep(POLL_S)
 
 
-def _num_open(state: ServerState) -> int:
-    """What the engine has, or will get: what was let in may still be on its way."""
-    return max(state.client.status().num_requests, state.admission.num_sequences)
+def _has_open(state: ServerState) -> bool:
+    """Whether the engine has requests, or will get some: what was let in may still be on its way."""
+    return state.client.status().num_requests > 0 or state.admission.num_sequences > 0
 
 
 def listen(host: str, port: int) -> socket.socket:
