@@ -179,7 +179,9 @@ FromEngine = (
 def _plain_error(value: object) -> list[str]:
     """An exception as the name of a class of `quire.api.errors`, its text, and the plugin at fault."""
     if not isinstance(value, Exception):
-        raise NotImplementedError(f"{type(value).__name__} does not cross processes")
+        raise NotImplementedError(
+            f"{type(value).__name__} does not cross processes"
+        )  # what msgspec asks of hooks
     text = str(value).encode("utf-8", "replace").decode()
     for kind in type(value).__mro__:
         if _ERRORS.get(kind.__name__) is kind:
@@ -190,7 +192,7 @@ def _plain_error(value: object) -> list[str]:
 def _rebuilt_error(kind: type, value: Any) -> Exception:
     """The opposite of `_plain_error`."""
     if kind is not Exception:
-        raise NotImplementedError(f"{kind.__name__} does not cross processes")
+        raise NotImplementedError(f"{kind.__name__} does not cross processes")  # what msgspec asks of hooks
     name, text, plugin = value
     error = _ERRORS.get(name, errors.QuireError)(text)
     if isinstance(error, errors.ExtensionError):
