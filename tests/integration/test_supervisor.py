@@ -42,7 +42,7 @@ LONG_S = 60.0
 MAX_TOKENS = 60
 
 FAULTS = """
-import os, threading
+import os, subprocess, threading
 from quire.api.hookspecs import hookimpl
 from quire.api.specs import LogitsProcessorSpec, PluginInfo
 
@@ -56,10 +56,15 @@ class Fault:
         self.marker = arguments.get("marker")
 
     def __call__(self, prompt, output, logits):
-        if len(output) == self.at and not (self.marker and os.path.exists(self.marker)):
+        if self.kind == "force":
+            logits[10 + len(output)] += 1e6
+        elif len(output) == self.at and not (self.marker and os.path.exists(self.marker)):
+            if self.kind == "leave":
+                child = subprocess.Popen(["sleep", "600"])
             if self.marker:
-                open(self.marker, "w").close()
-            if self.kind == "exit":
+                with open(self.marker, "w") as file:
+                    file.write(str(child.pid) if self.kind == "leave" else "")
+            if self.kind in ("exit", "leave"):
                 os._exit(3)
             threading.Event().wait()
         return logits
@@ -342,6 +347,36 @@ def test_suspects_are_tried_one_at_a_time(faults: Path) -> None:
             good = await answers_of(client, [EngineRequest(name, [5, 6, 7], params) for name in names])
             assert [answer.content for answer in good] == [alone.content] * 3
             assert (await poison).reasons == ["error"]
+
+    asyncio.run(main())
+
+
+def test_a_request_keeps_the_plugins_that_it_began_with(faults: Path) -> None:
+    async def main() -> None:
+        async with supervised(config_of()) as client:
+            task = asyncio.create_task(answer_of(client, faulty("forced", kind="force")))
+            while (live := client._roster.get("forced")) is None or len(live._tokens[0] or ()) < 5:
+                await asyncio.sleep(0.001)
+            await client.set_plugin("supfaults", is_enabled=False)
+            os.kill(client.pid or 0, signal.SIGKILL)
+            assert (await task).token_ids == [list(range(10, 50))]
+            assert client.status().num_restarts == 1
+            with pytest.raises(SamplingParamsError, match="disabled"):
+                await answer_of(client, faulty("late", kind="force"))
+            await client.set_plugin("supfaults", is_enabled=True)
+            assert (await answer_of(client, faulty("later", kind="force"))).token_ids == [list(range(10, 50))]
+
+    asyncio.run(main())
+
+
+def test_what_a_dead_engine_started_is_ended(faults: Path) -> None:
+    async def main() -> None:
+        async with supervised(config_of()) as client:
+            marker = faults / "child"
+            answer = await answer_of(client, faulty("leaves", kind="leave", at=2, marker=str(marker)))
+            assert answer.reasons == ["length"] and client.status().num_restarts == 1
+            child = int(marker.read_text())
+            assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
     asyncio.run(main())
 

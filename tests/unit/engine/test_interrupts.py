@@ -183,7 +183,7 @@ def test_a_failure_in_taking_a_result_in_is_shown_by_every_output(
         for metric in engine.get_metrics()
         if metric.name == "quire:request_success"
     }
-    assert finished == {"abort": 1, "error": 2}
+    assert finished == {"abort": 1, "error": 2, "stop": 0, "length": 0}
 
 
 def test_a_choice_that_ended_unseen_is_not_shown_as_complete(make_engine, monkeypatch):

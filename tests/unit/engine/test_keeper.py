@@ -11,12 +11,12 @@ from fake_process import FakeProcess, Spawner, start, started, until
 
 from quire.api.client import EngineRequest
 from quire.api.errors import ConfigError, EngineClosedError, PluginError, QuireError
-from quire.api.outputs import Metric, OutputDelta
+from quire.api.outputs import ChoiceDelta, Metric, OutputDelta
 from quire.api.request import SamplingParams
 from quire.engine import keeper, supervisor
 from quire.engine.child import EngineProcess
 from quire.engine.supervisor import SupervisedEngine
-from quire.engine.wire import Call, Counters, Heartbeat, Reply, StartFailed, Submit, TakingIn
+from quire.engine.wire import Call, Counters, Deltas, Heartbeat, Reply, StartFailed, Submit, TakingIn
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=9)
 
@@ -94,7 +94,7 @@ def test_plugins_are_switched_again_before_requests_come(monkeypatch: pytest.Mon
         first.die()
         await until(lambda: second.told_of(Submit))
         told = [(m.method, m.arguments) if isinstance(m, Call) else "submit" for m in second.told]
-        assert told == [("disable_plugin", ["one"]), ("enable_plugin", ["two"]), "submit"]
+        assert told == [("disable_plugin", ["one"]), "submit"], "each engine begins with all plugins on"
         await client.close()
         with pytest.raises(EngineClosedError):
             await stream
@@ -147,18 +147,25 @@ def test_counters_do_not_fall_over_a_restart(monkeypatch: pytest.MonkeyPatch) ->
         assert (await failing)["quire:num_requests"] == 7, "an error erased the counters"
         streams.append(asyncio.create_task(last_delta(client, "not counted")))
         await until(lambda: len(first.told_of(Submit)) == 2)
+        ended = asyncio.create_task(last_delta(client, "ended"))
+        await until(lambda: len(first.told_of(Submit)) == 3)
+        last = OutputDelta("ended", [ChoiceDelta(0, "a", [7], None, "stop")], True)
+        first.say(TakingIn("ended"), Deltas([last], 0, 0))
+        assert (await ended).finished
         dying = asyncio.create_task(told_figures(client))
         await until(lambda: len(first.told_of(Call)) == 3)
         first.say(TakingIn("not counted"))
         first.die()
-        assert (await dying)["quire:num_requests"] == 7
+        assert (await dying)["quire:num_requests"] == 8, "the one that had ended is counted"
         await until(lambda: len(second.told_of(Submit)) == 2)
         flags = {m.request_id: m.is_counted for m in second.told if isinstance(m, Submit)}
         assert flags == {"counted": True, "not counted": False}
         second.say(Counters(figures(1)), Reply(999))
         second.answers_calls = True
         assert await told_figures(client) == {
-            "quire:num_requests": 8,
+            "quire:num_requests": 9,
+            "quire:prompt_tokens": 3,  # of the one that had ended
+            "quire:request_success": 0,  # of the last reason
             "quire:g": 3,
             "quire:engine_restarts": 1,
         }

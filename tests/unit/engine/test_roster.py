@@ -13,8 +13,10 @@ from quire.api.client import EngineRequest
 from quire.api.errors import PromptError, StepError
 from quire.api.outputs import ChoiceDelta, OutputDelta
 from quire.api.request import SamplingParams
+from quire.engine.calls import Calls
 from quire.engine.live_request import LiveRequest
 from quire.engine.roster import Roster
+from quire.engine.switches import Switches
 from quire.engine.wire import Abort, Forget, Submit
 
 
@@ -30,7 +32,7 @@ class Scene:
     """A roster with requests, and the engines that come and go."""
 
     def __init__(self, names: Sequence[str] = ()) -> None:
-        self.roster = Roster()
+        self.roster = Roster(Switches(Calls()))
         self.lives: dict[str, LiveRequest] = {}
         for name in names:
             self.add(name)

@@ -138,6 +138,8 @@ class EngineProcess:
         All that must be done is done before the first wait, so that it holds where this is cancelled.
         """
         self._signal(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # what it started and left
         for task in self._tasks:
             task.cancel()
         self._writer.transport.abort()  # unsent data is for nobody
@@ -225,6 +227,7 @@ async def _started(descriptor: int) -> asyncio.subprocess.Process:
         *(sys.executable, "-P", "-m", "quire.engine.process", str(descriptor), str(os.getpid())),
         pass_fds=(descriptor,),
         stdin=asyncio.subprocess.DEVNULL,
+        start_new_session=True,  # so that its own children can be ended with it
         env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
     )
 

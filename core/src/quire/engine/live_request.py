@@ -18,6 +18,7 @@ class LiveRequest:
     """A request that has not ended: what it got, and what of it nobody has read.
 
     Attributes:
+        disabled_plugins: those that were off when it came.
         is_sent: the engine of now has it.
         is_taken_in: that engine has said that it takes it in.
         has_begun: that engine has said that it runs it, or did.
@@ -30,6 +31,7 @@ class LiveRequest:
 
     def __init__(self, request: EngineRequest) -> None:
         self.request = request
+        self.disabled_plugins: frozenset[str] = frozenset()
         self.is_sent = self.is_taken_in = self.has_begun = False
         self.is_counted = False
         self.is_aborted = False
@@ -110,8 +112,8 @@ class LiveRequest:
         self._is_ready.set()
         return is_output
 
-    def end(self, reason: FinishReason, error: Exception | None = None) -> None:
-        """End it here: its choices that go on get this reason."""
+    def end(self, reason: FinishReason, error: Exception | None = None) -> int:
+        """End it here: its choices that go on get this reason; how many these were."""
         ends = [
             ChoiceDelta(index, "", [], None, reason.value)
             for index, tokens in enumerate(self._tokens)
@@ -120,6 +122,7 @@ class LiveRequest:
         now = time.monotonic()
         metrics = RequestMetrics(self._arrival_s, first_token_s=self._first_token_s, finished_s=now)
         self.put(OutputDelta(self.request.request_id, ends, True, None, metrics, error if ends else None))
+        return len(ends)
 
     def refuse(self, error: Exception) -> None:
         """End it with an exception: its reader gets it where it had nothing, else a last delta."""

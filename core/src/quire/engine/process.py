@@ -118,14 +118,13 @@ class EngineServer:
                 self._required_thread.close()
                 return
             if isinstance(message, Submit):
-                self._call(partial(self._take_in, message), partial(self._after_submit, message.request_id))
+                self._call(partial(self._submit, message))
             elif isinstance(message, Abort):
                 self._call(partial(_abort, message.request_id))
             elif isinstance(message, Forget):
                 self._call(partial(self._forget, message.request_id))
             elif isinstance(message, Call):
-                function = partial(_run_method, message)
-                self._call(function, partial(self._after_call, message.number))
+                self._call(partial(self._answer, message))
 
     @property
     def _required_thread(self) -> EngineThread:
@@ -133,21 +132,26 @@ class EngineServer:
             raise EngineClosedError("the engine was not started: send Start first")
         return self._thread
 
-    def _call(
-        self, function: Callable[[Engine], Any], after: Callable[[Future[Any]], None] | None = None
-    ) -> None:
-        """Have something done between two steps; what comes of it is sent from the engine's thread."""
+    def _call(self, function: Callable[[Engine], None]) -> None:
+        """Have something done between two steps.
+
+        It sends what comes of it itself, so that messages leave in the order in which things happened. What a
+        broken engine was called for is not done: the next engine gets it.
+        """
         self._num_open_calls += 1
-        future = self._required_thread.call(function)
+        self._required_thread.call(function).add_done_callback(self._note_done)
 
-        def done(future: Future[Any]) -> None:
-            try:
-                if after is not None and not isinstance(future.exception(), EngineClosedError):
-                    after(future)  # a request that met a broken engine is replayed, not refused
-            finally:
-                self._num_done_calls += 1
+    def _note_done(self, future: Future[None]) -> None:
+        self._num_done_calls += 1
 
-        future.add_done_callback(done)
+    def _submit(self, message: Submit, engine: Engine) -> None:
+        """Take a request in, or refuse it."""
+        try:
+            self._take_in(message, engine)
+        except EngineClosedError:
+            raise
+        except Exception as error:
+            self._channel.send(Refused(message.request_id, error))
 
     def _take_in(self, message: Submit, engine: Engine) -> None:
         """Add a request; what the process dies of meanwhile is known to be this one."""
@@ -177,20 +181,20 @@ class EngineServer:
         engine.discard(request_id)
         self._channel.send(Forgotten(request_id))
 
-    def _after_submit(self, request_id: str, future: Future[Any]) -> None:
-        error = future.exception()
-        if isinstance(error, Exception):
-            self._channel.send(Refused(request_id, error))
-
-    def _after_call(self, number: int, future: Future[Any]) -> None:
-        error = future.exception()
-        if isinstance(error, Exception):
-            self._channel.send(Reply(number, [], error))
-            return
+    def _answer(self, message: Call, engine: Engine) -> None:
+        """Do what a call names, and say what came of it."""
         try:
-            self._channel.send(Reply(number, future.result() or []))
-        except (CapacityError, WireError) as refusal:
-            self._channel.send(Reply(number, [], refusal))
+            self._channel.send(
+                Reply(message.number, _METHODS[message.method](engine, *message.arguments) or [])
+            )
+        except EngineClosedError:
+            raise
+        except Exception as error:
+            self._channel.send(Reply(message.number, [], error))
+
+    def _send_counters(self, engine: Engine) -> None:
+        with contextlib.suppress(CapacityError, WireError):  # who asks for them is told
+            self._channel.send(Counters(engine.get_metrics()))
 
     def _deliver(self, deltas: Sequence[OutputDelta]) -> None:
         for delta in deltas:
@@ -241,21 +245,12 @@ class EngineServer:
                 os._exit(0)
             if self._engine is not None and count != counted and time.monotonic() - counted_at >= COUNTERS_S:
                 counted_at, counted = time.monotonic(), count + 1  # the call itself counts
-                self._required_thread.call(_get_metrics).add_done_callback(self._after_counters)
+                self._required_thread.call(self._send_counters)
             time.sleep(HEARTBEAT_S)
-
-    def _after_counters(self, future: Future[list[Metric]]) -> None:
-        if future.exception() is None:
-            with contextlib.suppress(CapacityError, WireError):  # who asks for them is told
-                self._channel.send(Counters(future.result()))
 
 
 def _abort(request_id: str, engine: Engine) -> None:
     engine.abort(request_id)
-
-
-def _run_method(message: Call, engine: Engine) -> list[Metric] | None:
-    return _METHODS[message.method](engine, *message.arguments)
 
 
 def _die_with(parent: int) -> None:

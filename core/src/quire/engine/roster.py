@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from quire.api.errors import PromptError, StepError
 from quire.api.request import FinishReason
 from quire.engine.child import EngineProcess
 from quire.engine.live_request import LiveRequest
+from quire.engine.switches import Switches
 from quire.engine.wire import Abort, Forget
 
 SUSPICIOUS_DEATHS = 2
@@ -29,9 +31,16 @@ class Roster:
     Requests that only waited are never suspected. What cannot be known is who ended the engine: two kills
     from outside that both come while the same request runs alone, without a token in between, look like its
     doing; and a request that kills but gets a token each time is not found.
+
+    Attributes:
+        num_ended: choices that were ended here, not by an engine, by reason.
+        uncounted: prompt lengths of requests that ended since the engine last told its counters.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, switches: Switches) -> None:
+        self.num_ended: Counter[str] = Counter()
+        self.uncounted: list[int] = []
+        self._switches = switches
         self._live: dict[str, LiveRequest] = {}
         self._left: dict[str, list[LiveRequest]] = {}  # until the engine has forgotten them
         self._suspects: list[LiveRequest] = []
@@ -67,6 +76,7 @@ class Roster:
         if name in self._live:
             raise PromptError(f"request id {name!r} is in use: give each request its own")
         frame = live.frame()
+        live.disabled_plugins = self._switches.disabled
         self._live[name] = live
         self._num_waiting_tokens += live.num_prompt_tokens
         if self._engine is not None and not self._suspects:
@@ -115,6 +125,7 @@ class Roster:
         """The metrics that outlive the engine count what it has taken in."""
         for live in self._live.values():
             live.is_counted = live.is_counted or live.is_taken_in
+        self.uncounted.clear()
 
     def note_output(self, live: LiveRequest, *, is_first: bool) -> None:
         """It got something: that clears it."""
@@ -127,6 +138,8 @@ class Roster:
         if self._live.get(live.request.request_id) is not live:
             return
         del self._live[live.request.request_id]
+        if live.is_taken_in and not live.is_counted:
+            self.uncounted.append(live.num_prompt_tokens)
         if not live.has_output:
             self._num_waiting_tokens -= live.num_prompt_tokens
         self._has_lost_suspect = self._has_lost_suspect or live.num_own_deaths > 0
@@ -167,18 +180,18 @@ class Roster:
     def end(self, live: LiveRequest, reason: FinishReason, error: Exception | None = None) -> None:
         """End a request here."""
         self.remove(live)
-        live.end(reason, error)
+        self.num_ended[reason.value] += live.end(reason, error)
 
     def end_all(self, error: Exception, *, is_closing: bool) -> None:
         """No engine will follow: readers get the error, raised or in a last delta."""
         self._engine = None
         self._suspects.clear()
         for live in list(self._live.values()):
-            self.remove(live)
             if is_closing:
+                self.remove(live)
                 live.fail(error)
             else:
-                live.end(FinishReason.ERROR, error)
+                self.end(live, FinishReason.ERROR, error)
 
     @property
     def _is_holding(self) -> bool:
@@ -218,4 +231,4 @@ class Roster:
     def _send(self, live: LiveRequest, frame: bytes) -> None:
         if self._engine is not None:
             live.note_sent()
-            self._engine.send_frame(frame)
+            self._switches.send(self._engine, frame, live.disabled_plugins)

@@ -10,6 +10,7 @@ from itertools import accumulate
 
 from quire.api.outputs import Metric, SpeculationMetrics
 from quire.api.step import StepPlan
+from quire.engine.totals import ended_requests
 from quire.execution.runner import RunnerTimes
 from quire.kvcache.allocation import KVCacheUsage
 from quire.scheduling.plan import SchedulerStats
@@ -116,10 +117,7 @@ class EngineStatistics:
         listed += _step_tokens(self.step_tokens, scheduler.num_scheduled_tokens)
         if scheduler.speculation is not None:
             listed += _speculation(scheduler.speculation)
-        for reason, count in sorted(self.finished.items()):
-            labels = {"finished_reason": reason}
-            listed.append(Metric(PREFIX + "request_success", count, "counter", "requests ended", labels))
-        return listed
+        return listed + ended_requests(self.finished)
 
 
 def _step_tokens(counts: Sequence[int], total: int) -> list[Metric]:

@@ -21,7 +21,8 @@ from quire.engine.keeper import Keeper
 from quire.engine.launch import abandon, check_fingerprint, launch
 from quire.engine.live_request import LiveRequest
 from quire.engine.roster import Roster
-from quire.engine.totals import Totals
+from quire.engine.switches import Switches
+from quire.engine.totals import Totals, ended_requests
 from quire.engine.wire import (
     Begun,
     Counters,
@@ -52,11 +53,11 @@ class SupervisedEngine:
         self._tokenizer: Tokenizer | None = None
         self._description: EngineDescription | None = None
         self._keeper = Keeper(config, options, fingerprint, self)
-        self._roster = Roster()
-        self._totals = Totals()
         self._calls = Calls()
+        self._switches = Switches(self._calls)
+        self._roster = Roster(self._switches)
+        self._totals = Totals()
         self._load = (0, 0)
-        self._switched: dict[str, bool] = {}
         self._seeds = random.Random(config.model.seed)
 
     @classmethod
@@ -143,16 +144,20 @@ class SupervisedEngine:
                     logger.error("the engine has no metrics: %s", reply.error)
         text = "engines that were started because one before had died"
         restarts = Metric("quire:engine_restarts", float(self._keeper.num_restarts), "counter", text)
-        return [*self._totals.metrics(), restarts]
+        return self._totals.metrics([*ended_requests(self._roster.num_ended), restarts])
 
     async def set_plugin(self, name: str, *, is_enabled: bool) -> None:
         """See EngineClient. It holds after restarts too."""
-        await self._call(_switch(is_enabled), name)
-        self._switched[name] = is_enabled
+        while not await self._switches.switch(await self._keeper.up(), name, is_enabled=is_enabled):
+            pass  # the engine died over it: the next one is asked
 
     async def reset_prefix_cache(self) -> None:
         """See EngineClient."""
-        await self._call("reset_prefix_cache")
+        reply = None
+        while reply is None:  # where an engine dies over it, the next one is asked
+            reply = await self._calls.ask(await self._keeper.up(), "reset_prefix_cache")
+        if reply.error is not None:
+            raise reply.error
 
     async def close(self) -> None:
         """See EngineClient. Where it is cancelled, the engine is killed."""
@@ -160,8 +165,7 @@ class SupervisedEngine:
 
     def engine_up(self, engine: EngineProcess) -> None:
         """For the keeper: switch plugins as they were, and give the engine the requests."""
-        for name, is_enabled in self._switched.items():
-            self._calls.tell(engine, _switch(is_enabled), name)
+        self._switches.engine_up(engine)
         self._roster.engine_ready(engine)
 
     def take(self, message: FromEngine) -> bool:
@@ -184,7 +188,13 @@ class SupervisedEngine:
     def engine_died(self) -> bool:
         """For the keeper: keep what outlives an engine; whether a request is known to have ended it."""
         self._load = (0, 0)
-        self._totals.engine_died()
+        self._totals.engine_died(
+            [
+                Metric("quire:num_requests", float(len(self._roster.uncounted)), "counter"),
+                Metric("quire:prompt_tokens", float(sum(self._roster.uncounted)), "counter"),
+            ]
+        )
+        self._roster.uncounted.clear()
         self._calls.engine_died()
         is_known = self._roster.engine_died()
         logger.error("%d requests are to go on in the next engine", len(self._roster))
@@ -240,24 +250,13 @@ class SupervisedEngine:
             if isinstance(message, PromptLogprobs):
                 live.put_prompt_logprobs(message.positions)
             else:
+                live.is_taken_in = False
                 self._roster.remove(live)
                 live.refuse(message.error)
 
     def _note_metrics(self, metrics: Sequence[Metric]) -> None:
         self._totals.note(metrics)
         self._roster.note_counted()
-
-    async def _call(self, method: str, *arguments: str) -> None:
-        """Have an engine do something, the next one where it dies over it."""
-        reply = None
-        while reply is None:
-            reply = await self._calls.ask(await self._keeper.up(), method, *arguments)
-        if reply.error is not None:
-            raise reply.error
-
-
-def _switch(is_enabled: bool) -> str:
-    return "enable_plugin" if is_enabled else "disable_plugin"
 
 
 def _load_tokenizer(config: EngineConfig, host: PluginHost) -> Tokenizer | None:

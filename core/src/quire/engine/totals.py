@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from quire.api.outputs import Metric
+from quire.api.request import FinishReason
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -21,21 +22,40 @@ class Totals:
         """What the engine of now says."""
         self._now = {_key(metric): metric for metric in metrics}
 
-    def engine_died(self) -> None:
-        """Keep its counters; its gauges say nothing any more."""
-        self._before = {key: metric for key, metric in self._sums().items() if metric.kind != "gauge"}
+    def engine_died(self, untold: Sequence[Metric] = ()) -> None:
+        """Keep its counters; its gauges say nothing any more.
+
+        Args:
+            untold: what it had counted and not told.
+        """
+        sums = _added(self._sums(), untold)
+        self._before = {key: metric for key, metric in sums.items() if metric.kind != "gauge"}
         self._now = {}
 
-    def metrics(self) -> list[Metric]:
-        """All of now."""
-        return list(self._sums().values())
+    def metrics(self, others: Sequence[Metric] = ()) -> list[Metric]:
+        """All of now, with counters that no engine counted."""
+        return list(_added(self._sums(), others).values())
 
     def _sums(self) -> dict[_Key, Metric]:
-        sums = dict(self._before)
-        for key, metric in self._now.items():
-            before = self._before.get(key)
-            sums[key] = metric if before is None else replace(metric, value=metric.value + before.value)
-        return sums
+        return _added(self._before, self._now.values())
+
+
+def ended_requests(counts: Mapping[str, int]) -> list[Metric]:
+    """The counter of requests that ended (each choice is one), from 0 for each reason."""
+    name, text = "quire:request_success", "requests ended"
+    return [
+        Metric(name, counts.get(reason.value, 0), "counter", text, {"finished_reason": reason.value})
+        for reason in FinishReason
+    ]
+
+
+def _added(sums: Mapping[_Key, Metric], metrics: Iterable[Metric]) -> dict[_Key, Metric]:
+    """Both, with those of one name and labels added up."""
+    added = dict(sums)
+    for metric in metrics:
+        before = sums.get(_key(metric))
+        added[_key(metric)] = metric if before is None else replace(before, value=metric.value + before.value)
+    return added
 
 
 def _key(metric: Metric) -> _Key:

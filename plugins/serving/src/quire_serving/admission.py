@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from starlette.types import Scope
 
 from quire.api.client import EngineClient, EngineRequest
 from quire_serving.errors import ApiError, draining, engine_unavailable
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
 CONTEXTS_PER_SEQUENCE = 4
 RETRY_AFTER_S = 2
+_ARRIVING = "quire_arriving"
 
 
 class Admission:
@@ -35,6 +39,7 @@ class Admission:
         self._max_chars_per_token = None if tokenizer is None else tokenizer.max_chars_per_token
         self._num_sequences = 0
         self._num_waiting_tokens = 0
+        self._num_arriving = 0
 
     @property
     def num_sequences(self) -> int:
@@ -67,6 +72,22 @@ class Admission:
             ApiError: 429, to be tried again later.
         """
         self._check_room(1, 1)
+
+    @contextmanager
+    def arriving(self, scope: Scope) -> Iterator[None]:
+        """Count an HTTP request as one sequence while it is read and tokenized, until `arrived`."""
+        self._num_arriving += 1
+        scope[_ARRIVING] = arriving = [1]  # a list, since scopes are copied
+        try:
+            yield
+        finally:
+            self._num_arriving -= len(arriving)
+
+    def arrived(self, scope: Scope) -> None:
+        """It is as far as to be let in or refused; idempotent."""
+        arriving = scope.get(_ARRIVING, [])
+        self._num_arriving -= len(arriving)
+        arriving.clear()
 
     def admit(self, requests: Sequence[EngineRequest]) -> Ticket:
         """Count requests in; their ticket counts them out.
@@ -104,7 +125,7 @@ class Admission:
         """Refuse so many more. Plugins' routes may have given the engine requests that are not counted here."""
         status = self._client.status()
         num_open = max(self._num_sequences, status.num_requests)
-        num_waiting = num_open + num_sequences - self._client.description.max_num_seqs
+        num_waiting = num_open + self._num_arriving + num_sequences - self._client.description.max_num_seqs
         if num_waiting > self.max_queued_requests:
             raise _full(f"{num_waiting} requests would wait", self.max_queued_requests)
         num_before = max(self._num_waiting_tokens, status.num_waiting_tokens)

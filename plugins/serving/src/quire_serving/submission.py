@@ -144,6 +144,7 @@ class Submission:
     async def start(self) -> None:
         """What entering the block does; after an error nothing stays behind."""
         state = self.state
+        state.admission.arrived(self._http_request.scope)
         try:
             check_open(state)
             self._ticket = state.admission.admit(self.requests)
