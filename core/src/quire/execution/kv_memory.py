@@ -63,7 +63,8 @@ def size_kv_cache(settings: CacheSettings, device: DeviceInfo, demand: KVDemand)
     `max_num_seqs` requests of `max_model_len`.
 
     Raises:
-        CapacityError: not one request of `max_model_len` (given explicitly) fits, or no block does.
+        CapacityError: not one request of `max_model_len` (given explicitly) fits, or no block does, or less
+            memory is free.
     """
     block_size = settings.block_size
     blocks_per_request = -(-demand.max_model_len // block_size)
@@ -74,6 +75,11 @@ def size_kv_cache(settings: CacheSettings, device: DeviceInfo, demand: KVDemand)
         size, source = _memory_bytes(settings, device)
         available = size // demand.bytes_per_block
     num_blocks = min(available, most)
+    if num_blocks * demand.bytes_per_block > device.free_memory_bytes:
+        raise CapacityError(
+            f"the KV cache ({source}) would take {num_blocks * demand.bytes_per_block} bytes of "
+            f"{device.name}'s memory, of which {device.free_memory_bytes} are free: lower it"
+        )
     if num_blocks < 1 or num_blocks * block_size < 2:
         raise CapacityError(
             f"the KV cache ({source}) holds {num_blocks} blocks of {block_size} tokens; a block takes "

@@ -13,6 +13,7 @@ from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.errors import UnsupportedModelError
 from quire.api.protocols import AttentionBackend, AttentionParams, Model, ModelConfig, ModelFactory, Ops
 from quire.api.specs import WeightMap
+from quire.execution.host_memory import lazy_zeros
 from quire.loading.linear_assignment import AssignLinears, assign_unquantized
 from quire.loading.weight_map import naming_module
 from quire.nn.attention import Attention
@@ -68,8 +69,14 @@ class BuiltModel:
         caches = []
         for layer in self.attention_layers:
             shape = layer.kv_cache_shape(num_blocks, block_size)
-            caches.append(torch.zeros(shape, dtype=self.dtype, device=self.device))
-            layer.bind_kv_cache(caches[-1])
+            is_host = self.device.type == "cpu"
+            cache = (
+                lazy_zeros(shape, self.dtype)
+                if is_host
+                else torch.zeros(shape, dtype=self.dtype, device=self.device)
+            )
+            caches.append(cache)
+            layer.bind_kv_cache(cache)
         return caches
 
 
