@@ -1,77 +1,39 @@
-"""The real openai client against a server of the real model "tiny", in this process."""
+"""The real openai client against a real `quire serve tiny`."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-import uvicorn
-from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
+from openai import AsyncOpenAI, AuthenticationError, BadRequestError, NotFoundError, OpenAI
+from server_process import ServerProcess
 
 from quire import LLM, SamplingParams
-from quire.api.client import EngineClient
-from quire.api.config import EngineConfig
-from quire.api.serving import ServerExtensions
-from quire.engine.local_client import LocalEngine
-from quire_serving.admission import Admission
-from quire_serving.app import create_app
-from quire_serving.metrics import ServerMetrics
-from quire_serving.settings import ServeSettings
-from quire_serving.state import ServerState
 
+KEY = "a-key-of-the-test"
 PROMPT = "San Francisco is a"
-
-
-def state_of(engine: EngineClient) -> ServerState:
-    settings = ServeSettings(access_log=False)
-    return ServerState(
-        client=engine,
-        settings=settings,
-        extensions=ServerExtensions(),
-        model_names=("tiny",),
-        created=int(time.time()),
-        admission=Admission(engine, settings),
-        metrics=ServerMetrics(engine, "tiny"),
-    )
+CHAT: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": "What is 2 + 3?"},
+    ],
+    "max_tokens": 8,
+    "temperature": 0,
+}
 
 
 @pytest.fixture(scope="module")
 def base_url() -> Iterator[str]:
-    """A server in a thread, with an event loop of its own."""
-    ports: list[int] = []
-    servers: list[uvicorn.Server] = []
-    is_up = threading.Event()
-
-    async def serve() -> None:
-        engine = await LocalEngine.start(EngineConfig.from_keywords({"model": "tiny"}))
-        try:
-            config = uvicorn.Config(create_app(state_of(engine)), port=0, log_level="warning", lifespan="off")
-            server = uvicorn.Server(config)
-            servers.append(server)
-            task = asyncio.create_task(server.serve())
-            while not server.started:
-                await asyncio.sleep(0.01)
-            ports.append(server.servers[0].sockets[0].getsockname()[1])
-            is_up.set()
-            await task
-        finally:
-            await engine.close()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    assert is_up.wait(60)
-    yield f"http://127.0.0.1:{ports[0]}/v1"
-    servers[0].should_exit = True
-    thread.join(30)
-    assert not thread.is_alive()
+    with ServerProcess("--api-key", KEY) as server:
+        yield f"{server.url}/v1"
 
 
 @pytest.fixture(scope="module")
 def client(base_url: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
+    with OpenAI(base_url=base_url, api_key=KEY, max_retries=0) as client:
         yield client
 
 
@@ -141,25 +103,42 @@ def test_a_seed_gives_the_same_text(client: OpenAI) -> None:
 
 
 def test_a_chat_streams_what_it_answers(client: OpenAI) -> None:
-    messages = [
-        {"role": "system", "content": "You are a helpful assistant."},
-        {"role": "user", "content": "What is 2 + 3?"},
-    ]
-    fields = {"model": "tiny", "messages": messages, "max_tokens": 8, "temperature": 0, "logprobs": True}
-    answer = client.chat.completions.create(**fields, top_logprobs=3)  # type: ignore[call-overload]  # plain fields
-    logprobs = answer.choices[0].logprobs.content
-    assert len(logprobs) == answer.usage.completion_tokens and len(logprobs[0].top_logprobs) == 3
-    chunks = list(
-        client.chat.completions.create(**fields, stream=True, stream_options={"include_usage": True})  # type: ignore[call-overload]  # plain fields
-    )
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
-    assert text == answer.choices[0].message.content and chunks[0].choices[0].delta.role == "assistant"
-    assert chunks[-1].usage == answer.usage or chunks[-1].usage.total_tokens == answer.usage.total_tokens
+    answer = client.chat.completions.create(**CHAT, logprobs=True, top_logprobs=3)
+    (choice,) = answer.choices
+    assert answer.usage is not None and choice.logprobs is not None and choice.logprobs.content
+    assert choice.message.role == "assistant" and choice.message.content
+    tokens = [each.token for each in choice.logprobs.content]
+    assert len(tokens) == answer.usage.completion_tokens
+    assert "".join(tokens).removesuffix("<|im_end|>") == choice.message.content
+    assert all(len(each.top_logprobs) == 3 for each in choice.logprobs.content)
+    fields = {**CHAT, "logprobs": True, "stream": True, "stream_options": {"include_usage": True}}
+    chunks: list[Any] = list(client.chat.completions.create(**fields))
+    parts = [chunk.choices[0] for chunk in chunks[:-1]]
+    assert "".join(part.delta.content or "" for part in parts) == choice.message.content
+    assert parts[0].delta.role == "assistant" and parts[-1].finish_reason == choice.finish_reason
+    assert [each.token for part in parts if part.logprobs for each in part.logprobs.content] == tokens
+    assert chunks[-1].usage.total_tokens == answer.usage.total_tokens
+
+
+def test_n_and_stop_of_a_chat(client: OpenAI) -> None:
+    whole = client.chat.completions.create(**CHAT).choices[0].message.content or ""
+    stop = whole[2]
+    answer = client.chat.completions.create(**CHAT, n=3, stop=stop)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    for choice in answer.choices:
+        assert (choice.message.content, choice.finish_reason) == (whole[: whole.index(stop)], "stop")
+    fields = {**CHAT, "n": 2, "stream": True, "temperature": 1, "seed": 7, "max_tokens": 24}
+    texts = ["", ""]
+    chunks: list[Any] = list(client.chat.completions.create(**fields))
+    for chunk in chunks:
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    again = client.chat.completions.create(**{**fields, "stream": False}).choices
+    assert texts == [choice.message.content for choice in again] and texts[0] != texts[1]
 
 
 def test_the_asynchronous_client_streams_many_at_once(base_url: str, greedy: str) -> None:
     async def main() -> None:
-        async with AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
+        async with AsyncOpenAI(base_url=base_url, api_key=KEY, max_retries=0) as client:
 
             async def one() -> str:
                 stream = await client.completions.create(
@@ -181,4 +160,13 @@ def test_errors_have_openais_shape(client: OpenAI) -> None:
     assert bad.value.param == "temperature"
     with pytest.raises(BadRequestError) as long:
         client.completions.create(model="tiny", prompt=[5] * 100_000)
-    assert long.value.code in {"context_length_exceeded", "invalid_prompt"}
+    assert long.value.code == "context_length_exceeded"
+    with pytest.raises(BadRequestError) as unknown:
+        client.chat.completions.create(**CHAT, extra_body={"temprature": 1})
+    assert unknown.value.param == "temprature"
+    with pytest.raises(BadRequestError) as tools:
+        client.chat.completions.create(**CHAT, tools=[{"type": "function", "function": {"name": "f"}}])
+    assert (tools.value.code, tools.value.param) == ("tool_parser_missing", "tools")
+    with pytest.raises(AuthenticationError) as stranger:
+        client.with_options(api_key="wrong").models.list()
+    assert stranger.value.code == "invalid_api_key"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from made_plugins import write_plugin
 
-PACKAGE = "openai@6"
+PACKAGE = "openai@7"
+LITELLM = ("litellm==1.*", "mcp==2.*")
 PARSER = '''
 import json
 
@@ -27,7 +29,7 @@ def quire_plugin_info():
 
 @hookimpl
 def quire_register_tool_parsers():
-    return [ToolParserSpec("capitals", "capitals_parser:Capitals")]
+    return [ToolParserSpec("capitals", "capitals:Capitals")]
 
 
 class Capitals:
@@ -56,13 +58,20 @@ class Capitals:
 def capitals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """Flags of a server whose plugin finds tool calls in what `tiny` says of capitals."""
     folder = tmp_path / "plugins"
-    metadata = folder / "quire_capitals-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (folder / "capitals_parser.py").write_text(PARSER)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: quire-capitals\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[quire]\ncapitals = capitals_parser\n")
+    write_plugin(folder, "capitals", PARSER)
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     return ("--tool-call-parser", "capitals")
+
+
+def install(package: str, *command: str) -> None:
+    """Run a command that installs; where it cannot, there is no registry, and what needs it is skipped."""
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    except subprocess.TimeoutExpired as error:
+        pytest.skip(f"{package} cannot be installed: {error}")
+    if run.returncode:
+        reasons = [line for line in run.stderr.splitlines() if "error" in line.lower()]
+        pytest.skip(f"{package} cannot be installed: {reasons[:1]}")
 
 
 @pytest.fixture(scope="session")
@@ -71,18 +80,21 @@ def npm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("no node and npm here")
     folder = tmp_path_factory.mktemp("npm")
-    command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), PACKAGE]
-    installed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    if installed.returncode:
-        pytest.skip(f"npm cannot install {PACKAGE}: {installed.stderr.strip().splitlines()[-1:]}")
+    install(PACKAGE, "npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), PACKAGE)
     return folder
 
 
 @pytest.fixture(scope="session")
 def litellm_python() -> str:
-    """A Python that has litellm, and mcp, which it imports for tools. They stay out of the project's environment."""
-    if path := os.environ.get("LITELLM_PYTHON"):
-        return path
-    if importlib.util.find_spec("litellm") is None:
-        pytest.skip("litellm is not installed, and LITELLM_PYTHON names no Python that has it and mcp")
-    return sys.executable
+    """A Python that has litellm, and mcp, which it imports for tools.
+
+    They want another version of the openai package than the project's, so they have an environment of
+    their own, inside the project's: `make clean` takes it away.
+    """
+    folder = Path(sys.prefix) / "litellm"
+    python = str(folder / "bin" / "python")
+    install("litellm", sys.executable, "-m", "venv", "--without-pip", str(folder))
+    # make passes PIP_ARGS on.
+    flags = ("--python", python, "install", "-q", *shlex.split(os.environ.get("PIP_ARGS", "")))
+    install("litellm", sys.executable, "-m", "pip", *flags, *LITELLM)
+    return python

@@ -21,8 +21,17 @@ for await (const chunk of stream) {
   if (chunk.usage) found.streamedUsage = chunk.usage;
 }
 
-const completion = await client.completions.create({ model: "tiny", prompt: "San Francisco is a", max_tokens: 7, temperature: 0 });
+const text = { model: "tiny", prompt: "San Francisco is a", max_tokens: 7, temperature: 0 };
+const completion = await client.completions.create({ ...text, n: 2, logprobs: 2 });
 found.completion = completion.usage.completion_tokens;
+found.completions = completion.choices.map((choice) => choice.text);
+found.completionTokens = completion.choices[0].logprobs.tokens.join("");
+const pieces = await client.completions.create({ ...text, stream: true, stream_options: { include_usage: true } });
+found.streamedCompletion = "";
+for await (const chunk of pieces) {
+  found.streamedCompletion += chunk.choices[0]?.text ?? "";
+  if (chunk.usage) found.streamedCompletionUsage = chunk.usage.completion_tokens;
+}
 
 const stopped = await client.chat.completions.create({ ...plain, stop: [found.streamed.slice(1, 2)] });
 found.stopped = stopped.choices[0].message.content;
@@ -33,13 +42,19 @@ const asked = {
   messages: [{ role: "user", content: "What is the capital of France? Answer as JSON." }],
   tools: [{ type: "function", function: { name: "capital_of", parameters: { type: "object", properties: { country: { type: "string" } } } } }],
 };
-const called = (await client.chat.completions.create(asked)).choices[0];
+const calling = await client.chat.completions.create(asked);
+const called = calling.choices[0];
 found.toolFinish = called.finish_reason;
 const call = called.message.tool_calls[0].function;
 found.tool = { name: call.name, country: JSON.parse(call.arguments).country };
 const runner = await client.chat.completions.stream(asked).finalMessage();
 const streamedCall = runner.tool_calls[0].function;
 found.streamedTool = { name: streamedCall.name, country: JSON.parse(streamedCall.arguments).country };
+const result = { role: "tool", tool_call_id: called.message.tool_calls[0].id, content: "Paris" };
+const after = await client.chat.completions.create({ ...asked, messages: [...asked.messages, called.message, result] });
+found.toldOfResult = after.usage.prompt_tokens - calling.usage.prompt_tokens;
+const untold = (await client.chat.completions.create({ ...asked, tool_choice: "none" })).choices[0];
+found.untold = { finish: untold.finish_reason, calls: untold.message.tool_calls ?? [], text: untold.message.content };
 
 async function failure(call) {
   try {
@@ -51,6 +66,7 @@ async function failure(call) {
 }
 
 found.unknownModel = await failure(() => client.chat.completions.create({ ...plain, model: "other" }));
+found.forcedTool = await failure(() => client.chat.completions.create({ ...asked, tool_choice: "required" }));
 found.badValue = await failure(() => client.chat.completions.create({ ...plain, temperature: -1 }));
 const stranger = new OpenAI({ baseURL: process.argv[2] + "/v1", apiKey: "wrong", maxRetries: 0 });
 found.badKey = await failure(() => stranger.models.list());

@@ -28,10 +28,17 @@ def test_npm_client(npm_folder: Path, capitals: tuple[str, ...]) -> None:
     assert found["finish"] in ("stop", "length")
     assert found["streamedUsage"]["prompt_tokens"] == found["usage"]["prompt_tokens"] > 0
     assert found["logprobs"] * 2 == found["usage"]["completion_tokens"]
-    assert found["completion"] <= 7
+    assert found["completion"] == 2 * found["streamedCompletionUsage"] > 0
+    assert found["completions"] == [found["streamedCompletion"]] * 2 == [found["completionTokens"]] * 2
     assert found["stopped"] == found["streamed"].split(found["streamed"][1])[0]
     assert found["toolFinish"] == "tool_calls"
     assert found["tool"] == found["streamedTool"] == {"name": "capital_of", "country": "France"}
+    assert found["toldOfResult"] > 5
+    assert (found["untold"]["finish"], found["untold"]["calls"]) == ("stop", [])
+    assert "France" in found["untold"]["text"]
+    assert found["forcedTool"] == {
+        "name": "BadRequestError", "status": 400, "code": "tool_choice_unsupported",
+    }  # fmt: skip
     assert found["unknownModel"] == {"name": "NotFoundError", "status": 404, "code": "model_not_found"}
     assert (found["badValue"]["name"], found["badValue"]["status"]) == ("BadRequestError", 400)
     assert (found["badKey"]["name"], found["badKey"]["status"]) == ("AuthenticationError", 401)
