@@ -127,7 +127,7 @@ def _random_words(inputs: int, outputs: int, bits: int) -> list[Tensor]:
 
 def _prepacked(inputs: int, outputs: int) -> Call:
     weight = torch.randn(outputs, inputs).bfloat16()
-    products = [make_product(weight, None) for _ in range(max(1, _DISTINCT_BYTES // weight.nbytes))]
+    products = [make_product(weight, None)[0] for _ in range(max(1, _DISTINCT_BYTES // weight.nbytes))]
     return lambda x, turn: products[turn % len(products)](x)
 
 

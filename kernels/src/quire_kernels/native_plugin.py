@@ -27,7 +27,7 @@ def quire_register_ops() -> list[OpSpec | OpImplSpec]:
         OpImplSpec("fp8_linear", "native", "quire_kernels.fp8_linear.native:fp8_linear", fp8_refusal),
         *(
             OpImplSpec(op, "native", f"quire_kernels.{op}.native:{op}", bfloat16_refusal)
-            for op in ("w4a16_linear", "w8a16_linear")
+            for op in ("linear", "w4a16_linear", "w8a16_linear")
         ),
         OpImplSpec("w8a8_linear", "native", "quire_kernels.w8a8_linear.native:w8a8_linear", int8_refusal),
     ]

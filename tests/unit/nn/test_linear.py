@@ -119,7 +119,7 @@ def test_ties_that_do_not_fit_are_refused() -> None:
 def test_product_of_a_row_view() -> None:
     weight = torch.randn(16, 24, dtype=torch.bfloat16)
     wide = torch.randn(5, 48, dtype=torch.bfloat16)
-    result = make_product(weight, None)(wide[:, 24:])
+    result = make_product(weight, None)[0](wide[:, 24:])
     torch.testing.assert_close(result, wide[:, 24:] @ weight.t(), atol=0.1, rtol=0.05)
 
 
@@ -145,7 +145,7 @@ class Products(TorchDispatchMode):
 
 @pytest.mark.skipif(not is_prepacked(torch.bfloat16, CPU), reason="no packed products on this CPU")
 def test_products_are_padded_with_zeros() -> None:
-    product = make_product(torch.randn(40, 33, dtype=torch.bfloat16), None)
+    product, _ = make_product(torch.randn(40, 33, dtype=torch.bfloat16), None)
     for rows in (1, 16, 17, 24, 65):
         with Products() as seen:
             product(torch.ones(rows, 33, dtype=torch.bfloat16))
@@ -158,6 +158,6 @@ def test_products_are_padded_with_zeros() -> None:
 def test_a_product_has_the_rows_that_it_is_given(rows: int) -> None:
     weight = torch.randn(40, 33, dtype=torch.bfloat16)
     x = torch.randn(rows, 33, dtype=torch.bfloat16)
-    result = make_product(weight.clone(), None)(x)
+    result = make_product(weight.clone(), None)[0](x)
     assert result.shape == (rows, 40) and result.is_contiguous()
     torch.testing.assert_close(result.double(), x.double() @ weight.double().t(), atol=0.1, rtol=0.02)

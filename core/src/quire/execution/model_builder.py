@@ -20,6 +20,7 @@ from quire.nn.attention import Attention
 from quire.nn.dtypes import torch_device, torch_dtype
 from quire.nn.embedding import TokenEmbedding
 from quire.nn.linear import Linear, LinearShape, LMHead
+from quire.ops.table import OpTable
 
 LoadWeights = Callable[[nn.Module, WeightMap], None]
 """Fills the parameters of a built model, e.g. `quire.loading.weight_map.load_weights` with a checkpoint."""
@@ -92,6 +93,7 @@ class TorchBuildContext:
         self._settings = settings
         self._torch_dtype = torch_dtype(settings.dtype)
         self._torch_device = torch_device(settings.device)
+        self._multiply = settings.ops.fast("linear") if isinstance(settings.ops, OpTable) else None
 
     def linear(self, in_features: int, parts: Mapping[str, int], *, bias: bool = False) -> nn.Module:
         """See BuildContext."""
@@ -118,7 +120,14 @@ class TorchBuildContext:
         return nn.ModuleList(build(index) for index in range(num_layers))
 
     def _shape(self, in_features: int, parts: Mapping[str, int], has_bias: bool) -> LinearShape:
-        return LinearShape(in_features, tuple(parts.items()), has_bias, self._torch_dtype, self._torch_device)
+        return LinearShape(
+            in_features,
+            tuple(parts.items()),
+            has_bias,
+            self._torch_dtype,
+            self._torch_device,
+            multiply=self._multiply,
+        )
 
 
 def build_model(

@@ -127,7 +127,7 @@ class LMHead(Linear):
         if self.is_tied and self._product is _not_loaded:
             weight = self._tied_weight()
             if not len(self.weights):
-                self._product = make_product(weight, None)
+                self._product, _ = make_product(weight, None, self.shape.multiply)
                 return
             for slot in super().tensor_slots(None):
                 _fill_from_embedding(slot, weight)

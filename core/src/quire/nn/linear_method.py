@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Protocol
 
@@ -67,6 +67,7 @@ class LinearShape:
     Attributes:
         parts: name and width of each part, in the order of the output.
         whole: the layer that this is a slice of; None: it is the whole.
+        multiply: the op `linear` for weights that stay as they are, where it is faster than torch; else None.
     """
 
     in_features: int
@@ -75,6 +76,7 @@ class LinearShape:
     dtype: torch.dtype
     device: torch.device
     whole: WholeLinear | None = None
+    multiply: Callable[..., Tensor] | None = None
 
     @property
     def out_features(self) -> int:
@@ -132,9 +134,7 @@ class LinearShape:
                 whole.part_widths[first:last],
                 whole.part_starts[first:last],
             )
-        return LinearShape(
-            self.in_features, self.parts[first:last], self.has_bias, self.dtype, self.device, whole
-        )
+        return replace(self, parts=self.parts[first:last], whole=whole)
 
 
 class LinearWeights(Protocol):

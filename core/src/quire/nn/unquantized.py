@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quire.nn.linear_method import LinearShape, TensorSlot
+from quire.ops.linear import pack_panels
 
 _EXACT_ROWS = 16
 _PACKED_ROWS_HINT = 128
@@ -20,8 +21,9 @@ _PACKED_ROWS_HINT = 128
 class UnquantizedWeights(nn.Module):
     """A weight [out_features, in_features] and maybe a bias, in the model's dtype.
 
-    On a CPU that multiplies bfloat16 natively the weight is laid out for oneDNN after loading and
-    the plain copy is dropped: 1.2 to 1.8 times the speed of F.linear up to 256 rows, about equal above.
+    Where a plugin serves the op `linear` the weight is laid out in its panels after loading, and the plain
+    copy is dropped. Without, on a CPU that multiplies bfloat16 natively, it is laid out for oneDNN: 1.2 to
+    1.8 times the speed of F.linear up to 256 rows, about equal above.
     float32 stays plain: prepacked it is slower at one row and from 512 rows. float16 is multiplied as
     it is, which CPUs do slowly (about 50 GFLOP/s): products in bfloat16 would be fast and wrong.
     """
@@ -48,8 +50,9 @@ class UnquantizedWeights(nn.Module):
         """Prepack where that is faster, and free the plain weight."""
         if self.weight is None:
             return
-        self._product = make_product(self.weight.data, None if self.bias is None else self.bias.data)
-        if is_prepacked(self.weight.dtype, self.weight.device):
+        bias = None if self.bias is None else self.bias.data
+        self._product, is_copied = make_product(self.weight.data, bias, self._shape.multiply)
+        if is_copied:
             self.weight = None
 
     def product(self) -> Callable[[Tensor], Tensor]:
@@ -73,21 +76,32 @@ class UnquantizedMethod:
 
 
 def is_prepacked(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether unquantized weights are laid out for oneDNN: bfloat16, on a CPU that has its instructions."""
+    """Whether torch lays unquantized weights out: bfloat16, on a CPU that has oneDNN's instructions."""
     if device.type != "cpu" or dtype != torch.bfloat16:
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def make_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """The fastest function x -> x @ weight.T + bias; prepacks a copy of `weight` where that helps.
+def make_product(
+    weight: Tensor, bias: Tensor | None, multiply: Callable[..., Tensor] | None = None
+) -> tuple[Callable[[Tensor], Tensor], bool]:
+    """The fastest function x -> x @ weight.T + bias, and whether it has a copy of `weight`, which it does not keep.
 
     Args:
-        weight: [out_features, in_features]; not kept when a packed copy is made.
+        weight: [out_features, in_features].
         bias: [out_features] or None.
+        multiply: the op `linear`, if it shall serve.
     """
-    if not is_prepacked(weight.dtype, weight.device):
-        return lambda x: F.linear(x, weight, bias)
+    size, inputs = weight.shape
+    if multiply is not None and inputs % 2 == 0:
+        panels = pack_panels(weight)
+        return lambda x: multiply(x, panels, bias, size), True
+    if is_prepacked(weight.dtype, weight.device):
+        return _prepacked_product(weight, bias), True
+    return lambda x: F.linear(x, weight, bias), False
+
+
+def _prepacked_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     packed = torch.ops.mkldnn._reorder_linear_weight.default(weight, _PACKED_ROWS_HINT)
     multiply = torch.ops.mkldnn._linear_pointwise.default
     scalars: list[float] = []

@@ -29,6 +29,11 @@ def core_op_specs() -> list[OpSpec]:
             "quire.ops.rotary:rotary",
         ),
         OpSpec("silu_and_mul", _ELEMENTWISE, "quire.ops.activation:silu_and_mul"),
+        OpSpec(
+            "linear",
+            "(Tensor x, Tensor weight, Tensor? bias, int out_features) -> Tensor",
+            "quire.ops.linear:linear",
+        ),
         OpSpec("w4a16_linear", _WEIGHT_ONLY, "quire.ops.tiled_linear:w4a16_linear"),
         OpSpec("w8a16_linear", _WEIGHT_ONLY, "quire.ops.tiled_linear:w8a16_linear"),
         OpSpec(

@@ -115,6 +115,11 @@ class OpTable:
         """Whether there is an op of that name."""
         return name in self._ops
 
+    def fast(self, name: str) -> Callable[..., Tensor] | None:
+        """The op called `name` where more than its reference serves it, else None."""
+        bound = next((each.bound.name for each in self._descriptions if each.op == name), REFERENCE)
+        return None if bound == REFERENCE else self._ops[name]
+
     def summary(self) -> str:
         """One line: the implementations that are not the reference, each with its ops."""
         ops: dict[str, list[str]] = {}

@@ -90,7 +90,7 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
 
 def _key(compiler: Compiler, sources: Sequence[Path], openmp: Path | None) -> str:
     digest = hashlib.sha256()
-    for path in [*sources, *sorted(_PACKAGE.glob("native/*.h"))]:
+    for path in [*sources, *sorted(_PACKAGE.glob("*/*.h"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(repr((compiler, FLAGS, str(openmp), platform.machine(), _cpu_flags())).encode())
     return digest.hexdigest()[:24]

@@ -1,0 +1,1 @@
+"""The op `linear`: a product with a weight in panels."""
