@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -205,3 +206,21 @@ def test_a_draining_server_says_so_to_the_streams_that_it_cuts() -> None:
     server.engine.script = script
     events = server.events("/v1/completions", prompt="a")
     assert events[-1]["error"]["code"] == "server_draining"
+
+
+def test_requests_that_are_still_read_or_tokenized_count() -> None:
+    door = admission(max_queued_requests=2)
+    scopes: list[dict[str, Any]] = [{} for _ in range(10)]
+    with ExitStack() as stack:
+        for scope in scopes:
+            door.check_room()
+            stack.enter_context(door.arriving(scope))
+        assert refusal(door.check_room) == (429, "queue_full")
+        for _ in range(2):
+            door.arrived({**scopes[0]})  # frameworks copy scopes
+        tickets = [door.admit(requests(5))]
+        assert refusal(door.check_room) == (429, "queue_full"), "it was let in, and still counts"
+        tickets[0].close()
+        door.check_room()
+    tickets.append(door.admit(requests(5, n=10)))
+    tickets[1].close()
