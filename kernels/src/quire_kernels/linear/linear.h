@@ -3,7 +3,7 @@
 #ifndef QUIRE_LINEAR_H
 #define QUIRE_LINEAR_H
 
-#include "../native/vector.h"
+#include "vector.h"
 
 typedef struct {
     const uint16_t *x;      /* [rows, inputs], row_stride elements from row to row */

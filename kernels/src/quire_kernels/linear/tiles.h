@@ -3,7 +3,7 @@
    which pass by, from the L2 cache (CHUNK_BLOCKS of them). Sums of one pair of blocks are written while the next is
    multiplied. */
 
-#include "../native/amx.h"
+#include "amx.h"
 #include "linear.h"
 
 #define BLOCK_ROWS 16

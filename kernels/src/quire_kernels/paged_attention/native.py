@@ -1,8 +1,9 @@
-"""The native attention backend: decode rows by the C kernel, longer rows by torch."""
+"""The native attention backend: decode rows by one C kernel, longer rows of bfloat16 by another, else by torch."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from quire.api.errors import ShapeError
 from quire.api.protocols import AttentionParams
 from quire.ops.attention_groups import RowGroup, group_rows
 from quire.ops.paged_attention import TorchPagedAttention
+from quire_kernels.native.bfloat16 import DOT_PRODUCTS, MATRIX_TILES, instructions
+from quire_kernels.native.library import native_library
 from quire_kernels.native.tensors import C_FLOAT, C_INT, C_LONG, C_POINTER, dtype_code, function
 
 MIN_PIECE = 256
@@ -22,6 +25,9 @@ MIN_PIECE = 256
 PIECES_PER_THREAD = 8
 """About so many tasks for each thread, so that they end at about the same time."""
 MAX_HEAD_SIZE = 512
+MIN_QUERIES, MAX_QUERIES = 32, 256
+"""Tokens of a task of longer rows: more would leave the caches, fewer copy keys and values too often."""
+TASKS_PER_THREAD = 4
 
 Int32Array = NDArray[np.int32]
 
@@ -39,62 +45,95 @@ class _PagedDecode(ctypes.Structure):
     ]
 
 
+class _PagedPrefill(ctypes.Structure):
+    """The arguments of `quire_paged_prefill`; see prefill.c."""
+
+    _fields_ = [
+        *((name, C_POINTER) for name in ("query", "cache", "block_tables", "tasks", "slopes", "output")),
+        *((name, C_LONG) for name in ("row_stride", "table_stride", "num_tasks", "most_tokens")),
+        *((name, C_LONG) for name in ("num_heads", "num_kv_heads", "head_size", "block_size", "window")),
+        *((name, C_FLOAT) for name in ("scale", "logit_cap")),
+        *((name, ctypes.c_int32) for name in ("threads", "with_amx")),
+    ]
+
+
 _decode = function("quire_paged_decode", (ctypes.POINTER(_PagedDecode),))
+_prefill = native_library().quire_paged_prefill
+_prefill.argtypes = [ctypes.POINTER(_PagedPrefill)]
 _write_kv = function(
     "quire_write_kv",
     (C_INT, C_POINTER, C_POINTER, C_POINTER, C_POINTER, C_LONG, C_LONG, C_LONG, C_LONG, C_INT),
 )
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class NativeStep:
     """What `prepare` makes of a batch.
 
     Attributes:
-        groups: the rows of more than one token.
-        arguments: of the C kernel, the layer's own excepted.
-        tasks, merges: the arrays that `arguments` points to.
-        num_partials: partial results that one layer leaves.
+        decode, prefill: arguments of the C kernels, the layer's own excepted; None: there are no such rows.
+        arrays: that they point to.
+        num_partials: partial results of decode rows that one layer leaves.
+        groups: the longer rows for torch, made by the first layer that needs them.
     """
 
-    groups: list[RowGroup]
-    arguments: _PagedDecode
-    tasks: Int32Array
-    merges: Int32Array
+    decode: _PagedDecode | None
+    prefill: _PagedPrefill | None
+    arrays: tuple[Int32Array, ...]
     num_partials: int
+    groups: list[RowGroup] | None = None
 
 
 class NativePagedAttention(TorchPagedAttention):
     """Reads the KV blocks of decode rows where they lie, instead of gathering them; see native.c.
 
-    The cache's layout is TorchPagedAttention's, and so is the way of rows of several tokens.
-    A long context is cut into pieces that threads share, so one request uses them all.
+    The cache's layout is TorchPagedAttention's. A long context is cut into pieces that threads share, so one
+    request uses them all. Rows of several tokens in bfloat16 are attended in tiles, by AMX or VDPBF16PS, see
+    prefill.c; in float32, or where the CPU has neither, in torch's way.
+
+    Args:
+        limit: the instructions to use at most: 0, DOT_PRODUCTS or MATRIX_TILES.
     """
 
     name = "native-paged"
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MATRIX_TILES) -> None:
         super().__init__()
         self._partials = torch.empty(0)
         self._slopes: dict[tuple[float, ...], Tensor] = {}
+        self._instructions = min(instructions(), limit)
 
     def prepare(self, batch: ForwardBatch) -> NativeStep:  # type: ignore[override]  # each backend reads its own
-        """Cut the contexts of decode rows into tasks; group the other rows."""
-        threads = torch.get_num_threads()
-        tasks, merges, num_partials = cut_contexts(batch.context_lens[: batch.num_decode_rows], threads)
-        arguments = _PagedDecode(
-            block_tables=batch.block_tables.data_ptr(),
-            seq_lens=batch.seq_lens.data_ptr(),
-            tasks=tasks.ctypes.data,
-            merges=merges.ctypes.data,
-            table_stride=batch.block_tables.stride(0),
-            num_tasks=len(tasks),
-            num_merges=len(merges),
-            block_size=batch.block_size,
-            threads=threads if len(tasks) > 1 else 1,
-        )
-        groups = group_rows(batch, with_decodes=False).groups
-        return NativeStep(groups, arguments, tasks, merges, num_partials)
+        """Cut the contexts of decode rows, and the queries of the others, into tasks."""
+        threads, num_decode = torch.get_num_threads(), batch.num_decode_rows
+        common = {
+            "block_tables": batch.block_tables.data_ptr(),
+            "table_stride": batch.block_tables.stride(0),
+            "block_size": batch.block_size,
+        }
+        tasks, merges, num_partials = cut_contexts(batch.context_lens[:num_decode], threads)
+        decode = prefill = None
+        if num_decode:
+            decode = _PagedDecode(
+                **common,
+                seq_lens=batch.seq_lens.data_ptr(),
+                tasks=tasks.ctypes.data,
+                merges=merges.ctypes.data,
+                num_tasks=len(tasks),
+                num_merges=len(merges),
+                threads=threads if len(tasks) > 1 else 1,
+            )
+        pieces = cut_queries(batch.query_lens, batch.context_lens, num_decode, threads)
+        if len(pieces):
+            prefill = _PagedPrefill(
+                **common,
+                tasks=pieces.ctypes.data,
+                num_tasks=len(pieces),
+                most_tokens=int(pieces[:, 2].max()),
+                threads=threads,
+                with_amx=self._instructions == MATRIX_TILES,
+            )
+        return NativeStep(decode, prefill, (tasks, merges, pieces), num_partials)
 
     def forward(
         self,
@@ -132,9 +171,15 @@ class NativePagedAttention(TorchPagedAttention):
             torch.get_num_threads(),
         )
         output = torch.empty((num_tokens, num_heads, head_size), dtype=query.dtype)
-        if batch.num_decode_rows:
+        if step.decode is not None:
             self._decode(query, kv_cache, params, step, output)
-        if step.groups:
+        if step.prefill is not None and query.dtype == torch.bfloat16 and self._instructions >= DOT_PRODUCTS:
+            self._set_layer(step.prefill, query, kv_cache, params, output)
+            if _prefill(step.prefill):
+                raise MemoryError(f"no memory for attention of {num_tokens} tokens")
+        elif step.prefill is not None:
+            if step.groups is None:
+                step.groups = group_rows(batch, with_decodes=False).groups
             cache = kv_cache.view(-1, 2 * width)
             for group in step.groups:
                 self.attend_group(group, (query, key, value), cache, params, output)
@@ -146,11 +191,24 @@ class NativePagedAttention(TorchPagedAttention):
         size = step.num_partials * params.num_heads * (params.head_size + 2)
         if self._partials.numel() < size:
             self._partials = torch.empty(size)
-        arguments = step.arguments
+        arguments = step.decode
+        if arguments is not None:
+            self._set_layer(arguments, query, kv_cache, params, output)
+            arguments.partials = self._partials.data_ptr()
+            arguments.dtype = dtype_code(query.dtype)
+            _decode(arguments)
+
+    def _set_layer(
+        self,
+        arguments: _PagedDecode | _PagedPrefill,
+        query: Tensor,
+        kv_cache: Tensor,
+        params: AttentionParams,
+        output: Tensor,
+    ) -> None:
         arguments.query = query.data_ptr()
         arguments.cache = kv_cache.data_ptr()
         arguments.slopes = self._slopes_of(params)
-        arguments.partials = self._partials.data_ptr()
         arguments.output = output.data_ptr()
         arguments.row_stride = query.stride(0)
         arguments.num_heads = params.num_heads
@@ -159,8 +217,6 @@ class NativePagedAttention(TorchPagedAttention):
         arguments.window = params.window or 0
         arguments.scale = params.scale
         arguments.logit_cap = params.logit_cap or 0.0
-        arguments.dtype = dtype_code(query.dtype)
-        _decode(arguments)
 
     def _slopes_of(self, params: AttentionParams) -> int | None:
         if params.alibi_slopes is None:
@@ -203,3 +259,33 @@ def cut_contexts(context_lens: list[int], threads: int) -> tuple[Int32Array, Int
     cut = np.nonzero(is_cut)[0]
     merges = np.stack([cut, first_partial[cut], counts[cut]], axis=1).astype(np.int32)
     return tasks, np.ascontiguousarray(merges), int(counts[cut].sum())
+
+
+def cut_queries(
+    query_lens: Sequence[int], context_lens: Sequence[int], num_decode: int, threads: int
+) -> Int32Array:
+    """Cut the queries of rows of several tokens into tasks.
+
+    Args:
+        query_lens: of all rows.
+        context_lens: the same.
+        num_decode: rows of one token, which come first and are left out.
+        threads: that will share the tasks.
+
+    Returns:
+        int32 [N, 4]: row, first token of the step, tokens, position of the first one; the longest work first.
+    """
+    total = sum(query_lens[num_decode:])
+    size = -(-total // (threads * TASKS_PER_THREAD) // MIN_QUERIES) * MIN_QUERIES
+    size = min(max(size, MIN_QUERIES), MAX_QUERIES)
+    tasks: list[tuple[int, int, int, int]] = []
+    token = num_decode
+    for row in range(num_decode, len(query_lens)):
+        length, position = query_lens[row], context_lens[row] - query_lens[row]
+        count = -(-length // size)
+        for index in range(count):  # pieces of a row are about equally long
+            first, last = length * index // count, length * (index + 1) // count
+            tasks.append((row, token + first, last - first, position + first))
+        token += length
+    tasks.sort(key=lambda task: -task[2] * (task[3] + task[2]))
+    return np.array(tasks, dtype=np.int32).reshape(-1, 4)
