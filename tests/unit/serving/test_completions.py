@@ -218,3 +218,19 @@ def test_several_keys_keep_their_caches_apart() -> None:
         assert "prompt_tokens_details" not in body["usage"]
     first, second, third = (request.salt for request in server.engine.requests)
     assert first == third != second and first.endswith(":s")
+
+
+def test_token_ids_of_a_stream_add_up_and_the_prompt_s_come_once() -> None:
+    server = FakeServer.of(FakeEngine(["Hel", "lo"]))
+    whole = server.ok(PATH, prompt=["ab", "c"], n=2, return_token_ids=True)
+    events = server.events(PATH, prompt=["ab", "c"], n=2, return_token_ids=True)
+    ids: list[list[int]] = [[], [], [], []]
+    prompts: list[list[list[int]]] = [[], [], [], []]
+    for chunk in events[:-1]:
+        (choice,) = chunk["choices"]
+        ids[choice["index"]] += choice["token_ids"]
+        if "prompt_token_ids" in choice:
+            prompts[choice["index"]].append(choice["prompt_token_ids"])
+    assert ids == [choice["token_ids"] for choice in whole["choices"]] and all(ids)
+    assert prompts == [[choice["prompt_token_ids"]] for choice in whole["choices"]]
+    assert [one[0] for one in prompts] == [[97, 98], [97, 98], [99], [99]]

@@ -31,6 +31,7 @@ class _Choice:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     has_prompt: bool = False
+    is_begun: bool = False
 
 
 class CompletionAnswer:
@@ -160,7 +161,10 @@ class CompletionAnswer:
         if entries:
             chunk["logprobs"] = _logprobs(entries, choice.places, self._decode)
         if self._body.return_token_ids:
-            chunk["token_ids"] = part.token_ids
+            chunk["token_ids"] = list(choice.token_ids)
+            if not choice.is_begun:
+                chunk["prompt_token_ids"] = list(self._requests[index].token_ids)
+        choice.is_begun = True
         choice.texts.clear()  # of a stream only the counts are needed
         choice.token_ids.clear()
         choice.entries.clear()
