@@ -6,7 +6,7 @@ import importlib.util
 
 from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.hookspecs import hookimpl
-from quire.api.specs import OpImplSpec, OpSpec, PluginInfo
+from quire.api.specs import AttentionBackendSpec, OpImplSpec, OpSpec, PluginInfo
 
 _OLDEST_CUDA = 80
 
@@ -20,18 +20,46 @@ def quire_plugin_info() -> PluginInfo:
 @hookimpl
 def quire_register_ops() -> list[OpSpec | OpImplSpec]:
     """See the hook specification."""
+    linears = ("w4a16_linear", "w8a16_linear")
     return [
-        OpImplSpec(op, "triton", f"quire_kernels.{op}.triton:{op}", triton_refusal)
-        for op in ("w4a16_linear", "w8a16_linear")
+        *(OpImplSpec(op, "triton", f"quire_kernels.{op}.triton:{op}", triton_refusal) for op in linears),
+        *(
+            OpImplSpec(op, "triton", f"quire_kernels.{op}.triton:{op}", small_op_refusal)
+            for op in ("rms_norm", "layer_norm", "rotary", "silu_and_mul")
+        ),
+        *(
+            OpImplSpec(op, "triton", f"quire_kernels.activation.triton:{op}", small_op_refusal)
+            for op in ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu")
+        ),
     ]
 
 
+@hookimpl
+def quire_register_attention_backends() -> list[AttentionBackendSpec]:
+    """See the hook specification."""
+    factory = "quire_kernels.paged_attention.triton:TritonPagedAttention"
+    return [AttentionBackendSpec("triton-paged", factory, small_op_refusal)]
+
+
 def triton_refusal(device: DeviceInfo, dtype: DTypeName) -> str | None:
-    """None where the Triton kernels serve, else the reason why not."""
+    """None where the Triton kernels of 16-bit activations serve, else the reason why not."""
+    refusal = _device_refusal(device)
+    if refusal is None and dtype not in ("bfloat16", "float16"):
+        return f"takes bfloat16 and float16 activations, not {dtype}"
+    return refusal
+
+
+def small_op_refusal(device: DeviceInfo, dtype: DTypeName) -> str | None:
+    """None where the Triton kernels that compute in float32 serve, else the reason why not."""
+    refusal = _device_refusal(device)
+    if refusal is None and dtype == "float64":
+        return "computes in float32, which would lose the digits of float64"
+    return refusal
+
+
+def _device_refusal(device: DeviceInfo) -> str | None:
     if device.type != "cuda":
         return f"needs a CUDA or ROCm device, not {device.type}"
-    if dtype not in ("bfloat16", "float16"):
-        return f"takes bfloat16 and float16 activations, not {dtype}"
     for name in device.capabilities:
         if name.startswith("sm_") and name[3:].isdecimal() and int(name[3:]) < _OLDEST_CUDA:
             return f"needs compute capability sm_{_OLDEST_CUDA} or later, not {name}"

@@ -3,52 +3,30 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import struct
-import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
+from triton_runs import HERE, run_cases, run_python
 
 from quire.api.batch import DeviceInfo
 from quire_kernels.triton.plans import Device, make_plan
 from quire_kernels.triton_plugin import triton_refusal
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 H200 = Device(processors=132, is_cuda=True)
 
 pytest.importorskip("triton")
 
 
-def run_python(*arguments: str, interpret: bool = False) -> None:
-    """Run Python in a process of its own: Triton reads TRITON_INTERPRET when kernels are defined."""
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(("TRITON_", "PYTEST_"))
-    }
-    if interpret:
-        environment["TRITON_INTERPRET"] = "1"
-    found = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 0, f"{found.stdout[-6000:]}\n{found.stderr[-3000:]}"
-
-
-def run_cases(*selection: str, interpret: bool) -> None:
-    cases = str(HERE / "triton_cases.py")
-    run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", *selection, cases, interpret=interpret)
-
-
 def test_in_the_interpreter() -> None:
-    run_cases("-m", "not gpu", interpret=True)
+    run_cases("triton_cases.py", "-m", "not gpu", interpret=True)
 
 
 @pytest.mark.gpu
 def test_on_a_gpu() -> None:
-    run_cases(interpret=False)
+    run_cases("triton_cases.py", interpret=False)
 
 
 def test_compiled_for_real_targets() -> None:

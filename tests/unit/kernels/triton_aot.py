@@ -1,4 +1,4 @@
-"""Compiles what the Triton linears launch for real targets, without a GPU: `python triton_aot.py [--output FILE]`.
+"""Compiles what the Triton kernels launch for real targets, without a GPU: `python triton_aot.py [--output FILE]`.
 
 The host code runs on meta tensors; every launch is compiled by Triton as on the target, and not run. What
 the compiler reports (shared memory, registers, spills) is held against the target's limits. TRITON_INTERPRET
@@ -15,17 +15,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+import triton_aot_attention
+import triton_aot_small_ops
 from torch import Tensor
 from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 
+from quire_kernels.paged_attention import triton as paged_attention
 from quire_kernels.triton import weight_only
 from quire_kernels.triton.plans import Device
 
@@ -81,11 +84,12 @@ def cases() -> Iterator[Case]:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel for one target; spills are local memory of one thread."""
+    """A kernel for one target; dtypes are those of its tensors, spills are local memory of one thread."""
 
     target: str
     kernel: str
     constants: str
+    dtypes: str
     warps: int
     shared_bytes: int
     registers: int
@@ -100,7 +104,8 @@ class Compiled:
             yield f"{self.shared_bytes} bytes of shared memory, {self.target} has {limit}"
         if self.spilled_bytes > 64:
             yield f"{self.spilled_bytes} bytes spilled"
-        if self.kernel == "tiled_product" and not self.matrix_instructions:
+        is_product = self.kernel in ("tiled_product", "attend") and "float16" in self.dtypes
+        if is_product and not self.matrix_instructions:
             yield "no matrix instructions"
 
 
@@ -121,23 +126,34 @@ class FakeDriver:
         return self._target
 
 
-def compile_for(name: str) -> list[Compiled]:
-    """Compile all launches of all cases for one target."""
+def compile_for(name: str, *, is_thorough: bool) -> list[Compiled]:
+    """Compile all launches of all cases for one target; of attention, of all layers only where thorough."""
     target, found = TARGETS[name], dict[int, Compiled]()
     run = triton.JITFunction.run
 
     def record(function: Any, *args: Any, grid: object, warmup: bool, **kwargs: Any) -> None:
         kernel = run(function, *args, grid=grid, warmup=True, **kwargs)
         if id(kernel) not in found:
-            found[id(kernel)] = _describe(name, function.__name__, kwargs, kernel)
+            found[id(kernel)] = _describe(name, function.__name__, args, kwargs, kernel)
 
     device = Device(target.processors, is_cuda=target.gpu.backend == "cuda")
-    weight_only.device_traits = lambda _: device
+    weight_only.device_traits = paged_attention.device_traits = lambda _: device
     triton.runtime.driver.set_active(FakeDriver(name))
     triton.JITFunction.run = record
     try:
         for case in cases():
             _call(case)
+        for call in triton_aot_small_ops.calls():
+            before = len(found)
+            for rows in triton_aot_small_ops.ROWS:
+                call(rows)
+            assert len(found) <= before + 1, f"{call} compiled {len(found) - before} kernels"
+        for layer in triton_aot_attention.layers(is_thorough=is_thorough):
+            before = len(found)
+            for step in triton_aot_attention.STEPS:
+                triton_aot_attention.attend(layer, step)
+            most = triton_aot_attention.MOST_KERNELS
+            assert len(found) <= before + most, f"{layer} compiled {len(found) - before} kernels"
     finally:
         triton.JITFunction.run = run
     return list(found.values())
@@ -160,14 +176,17 @@ def _call(case: Case) -> None:
     )
 
 
-def _describe(target: str, name: str, arguments: dict[str, object], kernel: Any) -> Compiled:
+def _describe(
+    target: str, name: str, tensors: Sequence[object], constants: dict[str, object], kernel: Any
+) -> Compiled:
     text = kernel.asm.get("ptx") or kernel.asm["amdgcn"]
     binary = kernel.asm.get("cubin") or kernel.asm["hsaco"]
     registers, spilled = _cuda_resources(binary) if "cubin" in kernel.asm else _hip_resources(text)
     return Compiled(
         target,
         name,
-        " ".join(f"{key}={value}" for key, value in arguments.items() if key.isupper()),
+        " ".join(f"{key}={value}" for key, value in constants.items() if key.isupper()),
+        " ".join(sorted({str(value.dtype)[6:] for value in tensors if isinstance(value, Tensor)})),
         kernel.metadata.num_warps,
         kernel.metadata.shared,
         registers,
@@ -200,12 +219,13 @@ def main() -> int:
     """Compile for all targets, print a summary; 1 if a kernel has a fault."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="write all kernels with their resources as JSON")
+    parser.add_argument("--all", action="store_true", help="all kinds of attention layers")
     parser.add_argument("--target", choices=sorted(TARGETS), action="append")
     args = parser.parse_args()
     kernels: list[Compiled] = []
     for name in args.target or TARGETS:
         start = time.perf_counter()
-        kernels += compile_for(name)
+        kernels += compile_for(name, is_thorough=args.all)
         count = collections.Counter(kernel.target for kernel in kernels)[name]
         print(f"{name}: {count} kernels in {time.perf_counter() - start:.1f} s")
     faults = [(kernel, fault) for kernel in kernels for fault in kernel.faults()]

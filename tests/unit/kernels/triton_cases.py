@@ -9,15 +9,11 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
-from torch.utils import deterministic
 
 from quire.api.errors import ShapeError
 from quire.ops.tiles import pack_tiles, tile_columns
@@ -27,12 +23,14 @@ from quire_kernels.triton.weight_only import TiledWeight, dequantized, tiled_lin
 from quire_kernels.w4a16_linear.triton import w4a16_linear
 from quire_kernels.w8a16_linear.triton import w8a16_linear
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "mended_interpreter")
+
 IS_INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
 SMALL = Device(processors=1, is_cuda=not IS_INTERPRETED)
 OPS = {4: w4a16_linear, 8: w8a16_linear}
 EPSILON = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
-"""A unit in the last place: the interpreter truncates to bfloat16."""
+"""A unit in the last place."""
 
 
 @dataclass(frozen=True)
@@ -108,68 +106,6 @@ class Linear:
         error = (out.cpu().double() - self.expected).abs()
         worst = (error - bound).argmax()
         assert (error <= bound).all(), f"{out.flatten()[worst]}, not {self.expected.flatten()[worst]}"
-
-
-@pytest.fixture(autouse=True)
-def is_poisoned() -> Iterator[None]:
-    """Fresh memory is NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = True
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
-def mended_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter multiplies the bit patterns of bfloat16: widen them. It reads anywhere: refuse to."""
-    if not IS_INTERPRETED:
-        return
-    from triton.runtime import interpreter
-
-    builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
-    multiply, load, store = builder.create_dot, builder.create_masked_load, builder.create_masked_store
-    prepare = executor._init_args_hst
-    memory: list[tuple[int, int]] = []
-
-    def widened(handle: Any) -> Any:
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        bits = handle.data.astype(np.uint32) << 16
-        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
-
-    def remember(self: Any, arguments: Any, keywords: Any) -> Any:
-        found = prepare(self, arguments, keywords)
-        memory[:] = [span(value) for value in found[0] if isinstance(value, Tensor)]
-        return found
-
-    def check(pointers: Any, mask: Any) -> None:
-        places = np.unique(pointers.data[mask.data.astype(bool)]).astype(np.int64)
-        inside = np.zeros(places.shape, dtype=bool)
-        for start, end in memory:
-            inside |= (places >= start) & (places < end)
-        assert inside.all(), "memory beyond the arguments"
-
-    def checked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
-        check(pointers, mask)
-        return load(self, pointers, mask, *rest)
-
-    def checked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        check(pointers, mask)
-        return store(self, pointers, value, mask, *rest)
-
-    monkeypatch.setattr(executor, "_init_args_hst", remember)
-    monkeypatch.setattr(builder, "create_masked_load", checked_load)
-    monkeypatch.setattr(builder, "create_masked_store", checked_store)
-    monkeypatch.setattr(
-        builder, "create_dot", lambda self, a, b, *rest: multiply(self, widened(a), widened(b), *rest)
-    )
-
-
-def span(tensor: Tensor) -> tuple[int, int]:
-    """The addresses of its first element and past its last one."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def all_cases() -> Iterator[Case]:

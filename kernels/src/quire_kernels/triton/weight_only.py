@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +11,8 @@ from torch import Tensor
 from quire.api.errors import ShapeError
 from quire.ops import tiled_linear
 from quire.ops.tiles import TILE, inputs_per_word
-from quire_kernels.triton.plans import Device, Plan, make_plan
+from quire_kernels.triton.launch import device_traits, on_device_of
+from quire_kernels.triton.plans import Plan, make_plan
 from quire_kernels.triton.weight_only_kernels import arrange_inputs, dequantize, sum_splits, tiled_product
 
 MOST_TILED_ROWS = 256
@@ -80,7 +79,7 @@ def weight_only_linear(
     if matrix.words % matrix.groups:  # a group ends within a word
         reference = tiled_linear.w4a16_linear if bits == 4 else tiled_linear.w8a16_linear
         return reference(x, weight, scales, zeros, input_order, bias, out_features)
-    with _on_device_of(x):
+    with on_device_of(x):
         if rows > MOST_TILED_ROWS:
             return dequantized_linear(x, matrix, input_order, bias)
         device = device_traits(x.device)
@@ -169,14 +168,6 @@ def dequantized(matrix: TiledWeight, dtype: torch.dtype) -> Tensor:
     return out
 
 
-@functools.cache
-def device_traits(device: torch.device) -> Device:
-    """What plans ask of a GPU; of a CPU, where Triton's interpreter may run, the least."""
-    if device.type != "cuda":
-        return Device(processors=1, is_cuda=False)
-    return Device(torch.cuda.get_device_properties(device).multi_processor_count, torch.version.hip is None)
-
-
 def _arranged(x: Tensor, matrix: TiledWeight, input_order: Tensor | None) -> Tensor:
     """Rows of x as `tiled_product` reads them fastest: by field, then word, then half."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -199,8 +190,3 @@ def _check(x: Tensor, matrix: TiledWeight) -> None:
         )
     if x.dim() != 2 or x.shape[1] != matrix.inputs:
         raise ShapeError(f"x is {list(x.shape)}; weights of {matrix.inputs} inputs take [T, {matrix.inputs}]")
-
-
-def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
