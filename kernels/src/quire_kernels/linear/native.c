@@ -4,7 +4,7 @@
    A panel holds 32 outputs; each of its steps 32 inputs, as two halves of 16 pairs of inputs for 16 outputs: both the
    operand of VDPBF16PS and two AMX tiles, read in the order in which they lie. Threads share the panels.
 
-   A few rows are multiplied by VDPBF16PS, up to 32 by AMX as they are, more by AMX in packed blocks; without AMX all
+   A few rows are multiplied by VDPBF16PS, up to 128 by AMX as they are, more by AMX in packed blocks; without AMX all
    by VDPBF16PS. See dots.h and tiles.h. */
 
 #include <omp.h>
@@ -29,7 +29,7 @@ INLINE void share(const Linear *p, int64_t *first, int64_t *last) {
 #include "tiles.h"
 
 static int linear_amx(const Linear *p) {
-    int is_packed = p->rows > 2 * BLOCK_ROWS || p->inputs % STEP;
+    int is_packed = p->rows > MOST_PAIRS * 2 * BLOCK_ROWS || p->inputs % STEP;
     int64_t blocks = least(quotient_up(p->rows, BLOCK_ROWS), CHUNK_BLOCKS);
     int64_t packed_bytes = blocks * steps_of(p) * TILE_BYTES, sums_floats = SPAN * CHUNK_PAIRS * PAIR_FLOATS;
     int64_t bytes = packed_bytes + p->threads * sums_floats * (int64_t)sizeof(float);

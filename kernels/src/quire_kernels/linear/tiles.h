@@ -15,14 +15,14 @@
 #define CHUNK_PAIRS (CHUNK_BLOCKS / 2)
 #define SPAN 8         /* panels whose sums are kept while all inputs pass */
 #define WRITES_A_STEP 2
-#define MEMORY_PAIRS 8 /* of so few blocks the time is that of reading the weight */
+#define MOST_PAIRS 4 /* of blocks that are not packed */
 
 /* Tiles 0 and 1: sums of the first block of rows; 2 and 3: of the second; 4, 5: their inputs; 6, 7: weights. */
-INLINE void configure_tiles(int64_t first, int64_t second) {
+INLINE void configure_tiles(int64_t rows) {
     amx_config config = {.palette = 1};
     for (int i = 0; i < 8; i++) {
-        config.rows[i] = i > 5 ? STEP / 2 : i == 2 || i == 3 || i == 5 ? second : first;
-        config.row_bytes[i] = config.rows[i] ? 64 : 0;
+        config.rows[i] = i > 5 ? STEP / 2 : rows;
+        config.row_bytes[i] = 64;
     }
     __asm__ volatile("" : : "r"(&config) : "memory"); /* GCC 12 does not know that all of it is read */
     _tile_loadconfig(&config);
@@ -34,32 +34,30 @@ typedef struct {
     int64_t stride, next_step, next_block;
 } Inputs;
 
-/* Which weights to ask for meanwhile: of each step, elements `first`, `first + stride`, ..., `ahead` of it. */
-typedef struct {
-    int64_t ahead, first, stride;
-} Request;
-
 /* Sums that wait to be written: while the AMX unit multiplies, other units have the time. */
 typedef struct {
     const float *sums; /* [2 blocks][2 halves][16][16] */
-    int64_t block_rows, row, rows, panel, written;
+    int64_t panel, block_rows;
+    int64_t left, block, row; /* rows to be written yet, and the next one's place */
+    int64_t first[2];         /* row of each block */
 } Waiting;
 
 INLINE void write_row(const Linear *p, Waiting *w) {
-    int64_t is_second = w->written >= w->block_rows, place = w->written - (is_second ? w->block_rows : 0);
-    const float *sums = w->sums + is_second * 2 * TILE_FLOATS + place * LANES;
-    write_sums(p, w->row + w->written++, w->panel, load(DTYPE_FLOAT32, sums, 0),
+    const float *sums = w->sums + w->block * 2 * TILE_FLOATS + w->row * LANES;
+    write_sums(p, w->first[w->block] + w->row, w->panel, load(DTYPE_FLOAT32, sums, 0),
                load(DTYPE_FLOAT32, sums, TILE_FLOATS));
+    w->left--;
+    if (++w->row == w->block_rows) w->row = 0, w->block++;
 }
 
 INLINE void write_rest(const Linear *p, Waiting *w) {
-    while (w->written < w->rows) write_row(p, w);
+    while (w->left > 0) write_row(p, w);
 }
 
-/* Steps of a panel times blocks of rows; sums [4][16][16] as the tiles are numbered. Inputs that are used once,
-   `is_once`, leave the L1 cache to the weights. */
+/* Steps of a panel times blocks of rows; sums [4][16][16] as the tiles are numbered. Packed inputs leave the L1 cache to
+   the weights; a weight that one pair of blocks passes is asked for ahead. */
 INLINE void multiply_tiles(const Linear *p, Inputs x, const uint16_t *weight, int64_t steps, float *sums,
-                           int has_sums, Request next, Waiting *waiting, const int blocks, const int is_once) {
+                           int has_sums, Waiting *waiting, const int blocks, const int is_packed, const int is_passed_once) {
     if (has_sums) {
         _tile_loadd(0, sums, 64);
         _tile_loadd(1, sums + TILE_FLOATS, 64);
@@ -72,21 +70,21 @@ INLINE void multiply_tiles(const Linear *p, Inputs x, const uint16_t *weight, in
         if (blocks > 1) _tile_zero(3);
     }
     for (int64_t step = 0; step < steps; step++, weight += STEP_ELEMENTS, x.at += x.next_step) {
-        for (int64_t i = next.first; i < STEP_ELEMENTS; i += next.stride)
-            _mm_prefetch((const char *)(weight + next.ahead + i), is_once ? _MM_HINT_T1 : _MM_HINT_T0);
-        if (is_once) _tile_stream_loadd(4, x.at, x.stride);
+        for (int i = 0; is_passed_once && i < STEP_ELEMENTS; i += LINE_ELEMENTS)
+            _mm_prefetch((const char *)(weight + AHEAD + i), _MM_HINT_T0);
+        if (is_packed) _tile_stream_loadd(4, x.at, x.stride);
         else _tile_loadd(4, x.at, x.stride);
         _tile_loadd(6, weight, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, weight + HALF_ELEMENTS, 64);
         _tile_dpbf16ps(1, 4, 7);
         if (blocks > 1) {
-            if (is_once) _tile_stream_loadd(5, x.at + x.next_block, x.stride);
+            if (is_packed) _tile_stream_loadd(5, x.at + x.next_block, x.stride);
             else _tile_loadd(5, x.at + x.next_block, x.stride);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
-        for (int i = 0; i < WRITES_A_STEP && waiting->written < waiting->rows; i++) write_row(p, waiting);
+        for (int i = 0; i < WRITES_A_STEP && waiting->left > 0; i++) write_row(p, waiting);
     }
     write_rest(p, waiting);
     _tile_stored(0, sums, 64);
@@ -95,21 +93,25 @@ INLINE void multiply_tiles(const Linear *p, Inputs x, const uint16_t *weight, in
     if (blocks > 1) _tile_stored(3, sums + 3 * TILE_FLOATS, 64);
 }
 
-/* Up to 32 rows, from where they are, times panels `panel` to `last`. */
+/* Up to MOST_PAIRS * 32 rows, from where they are, times panels `panel` to `last`. Blocks have equally many rows: the
+   last one may share some with the one before. */
 static void multiply_few(const Linear *p, int64_t panel, int64_t last) {
     float sums[2][PAIR_FLOATS] __attribute__((aligned(64)));
+    int64_t pairs = quotient_up(p->rows, 2 * BLOCK_ROWS), blocks = p->rows > BLOCK_ROWS ? 2 * pairs : 1;
+    int64_t rows = quotient_up(p->rows, blocks), stride = p->row_stride * (int64_t)sizeof *p->x, steps = steps_of(p);
     Waiting waiting = {0};
-    Request next = {AHEAD, 0, LINE_ELEMENTS};
-    int64_t first = p->rows > BLOCK_ROWS ? (p->rows + 1) / 2 : p->rows, second = p->rows - first;
-    int64_t stride = p->row_stride * (int64_t)sizeof *p->x, steps = steps_of(p);
-    Inputs x = {(const char *)p->x, stride, STEP * (int64_t)sizeof *p->x, first * stride};
-    configure_tiles(first, second);
-    for (; panel < last; panel++) {
-        float *to = sums[panel & 1];
-        if (second) multiply_tiles(p, x, panel_at(p, panel, 0), steps, to, 0, next, &waiting, 2, 0);
-        else multiply_tiles(p, x, panel_at(p, panel, 0), steps, to, 0, next, &waiting, 1, 0);
-        waiting = (Waiting){to, first, 0, p->rows, panel, 0};
-    }
+    configure_tiles(rows);
+    for (int64_t number = 0; panel < last; panel++)
+        for (int64_t pair = 0; pair < pairs; pair++, number++) {
+            int64_t first = least(2 * pair * rows, p->rows - rows), second = least(first + rows, p->rows - rows);
+            Inputs x = {(const char *)p->x + first * stride, stride, STEP * (int64_t)sizeof *p->x, (second - first) * stride};
+            const uint16_t *weight = panel_at(p, panel, 0);
+            float *to = sums[number & 1];
+            if (pairs > 1) multiply_tiles(p, x, weight, steps, to, 0, &waiting, 2, 0, 0);
+            else if (blocks > 1) multiply_tiles(p, x, weight, steps, to, 0, &waiting, 2, 0, 1);
+            else multiply_tiles(p, x, weight, steps, to, 0, &waiting, 1, 0, 1);
+            waiting = (Waiting){to, panel, rows, blocks > 1 ? 2 * rows : rows, 0, 0, {first, second}};
+        }
     write_rest(p, &waiting);
     _tile_release();
 }
@@ -143,13 +145,12 @@ static void multiply_span(const Linear *p, const Span *s) {
                 float *to = s->sums + (parts > 1 ? kept : number & 1) * PAIR_FLOATS;
                 const uint16_t *weight = panel_at(p, panel, step);
                 Inputs x = {s->packed + (2 * pair * steps + step) * TILE_BYTES, 64, TILE_BYTES, steps * TILE_BYTES};
-                Request next = {steps * STEP_ELEMENTS, pairs > MEMORY_PAIRS ? STEP_ELEMENTS : pair * LINE_ELEMENTS,
-                                pairs * LINE_ELEMENTS}; /* all pairs together ask for the next panel */
                 if (2 * pair + 1 < s->blocks)
-                    multiply_tiles(p, x, weight, count, to, part > 0, next, &waiting, 2, 1);
-                else multiply_tiles(p, x, weight, count, to, part > 0, next, &waiting, 1, 1);
+                    multiply_tiles(p, x, weight, count, to, part > 0, &waiting, 2, 1, 0);
+                else multiply_tiles(p, x, weight, count, to, part > 0, &waiting, 1, 1, 0);
                 int64_t row = (s->first_block + 2 * pair) * BLOCK_ROWS, rows = least(2 * BLOCK_ROWS, p->rows - row);
-                if (part + 1 == parts) waiting = (Waiting){to, BLOCK_ROWS, row, rows, panel, 0};
+                if (part + 1 == parts)
+                    waiting = (Waiting){to, panel, BLOCK_ROWS, rows, 0, 0, {row, row + BLOCK_ROWS}};
             }
     }
     write_rest(p, &waiting);
@@ -158,7 +159,7 @@ static void multiply_span(const Linear *p, const Span *s) {
 /* All rows, a chunk at a time: the threads share the copying, then the panels. Called by each of them. */
 static void multiply_many(const Linear *p, char *packed, float *sums, int64_t first, int64_t last) {
     int64_t blocks = quotient_up(p->rows, BLOCK_ROWS), block_bytes = steps_of(p) * TILE_BYTES;
-    configure_tiles(BLOCK_ROWS, BLOCK_ROWS);
+    configure_tiles(BLOCK_ROWS);
     for (int64_t chunk = 0; chunk < blocks; chunk += CHUNK_BLOCKS) {
         int64_t count = least(CHUNK_BLOCKS, blocks - chunk);
 #pragma omp for schedule(static)
