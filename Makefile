@@ -84,6 +84,7 @@ bench: $(STAMPS)/dev ## measure throughput, latency and prefix sharing; JSON int
 	$(BIN)/python benchmarks/quantization.py
 	$(BIN)/python benchmarks/speculative.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/linear.py
 
 eval-tiny: $(STAMPS)/run ## accuracy of the embedded model per skill, on held-out items
 	$(BIN)/python examples/train_tiny/evaluate.py
