@@ -145,7 +145,7 @@ def test_counters_do_not_fall_over_a_restart(monkeypatch: pytest.MonkeyPatch) ->
         await until(lambda: len(first.told_of(Call)) == 2)
         first.say(Reply(call.number + 1, [], QuireError("cannot be told")))
         assert (await failing)["quire:num_requests"] == 7, "an error erased the counters"
-        streams.append(asyncio.create_task(last_delta(client, "not counted")))
+        streams.append(asyncio.create_task(last_delta(client, "untold")))
         await until(lambda: len(first.told_of(Submit)) == 2)
         ended = asyncio.create_task(last_delta(client, "ended"))
         await until(lambda: len(first.told_of(Submit)) == 3)
@@ -154,17 +154,17 @@ def test_counters_do_not_fall_over_a_restart(monkeypatch: pytest.MonkeyPatch) ->
         assert (await ended).finished
         dying = asyncio.create_task(told_figures(client))
         await until(lambda: len(first.told_of(Call)) == 3)
-        first.say(TakingIn("not counted"))
+        first.say(TakingIn("untold"))
         first.die()
-        assert (await dying)["quire:num_requests"] == 8, "the one that had ended is counted"
+        assert (await dying)["quire:num_requests"] == 9, "what it had taken in and not told is counted"
         await until(lambda: len(second.told_of(Submit)) == 2)
         flags = {m.request_id: m.is_counted for m in second.told if isinstance(m, Submit)}
-        assert flags == {"counted": True, "not counted": False}
-        second.say(Counters(figures(1)), Reply(999))
+        assert flags == {"counted": True, "untold": True}
+        second.say(Counters(figures(0)), Reply(999))
         second.answers_calls = True
         assert await told_figures(client) == {
             "quire:num_requests": 9,
-            "quire:prompt_tokens": 3,  # of the one that had ended
+            "quire:prompt_tokens": 6,  # of the untold ones
             "quire:request_success": 0,  # of the last reason
             "quire:g": 3,
             "quire:engine_restarts": 1,

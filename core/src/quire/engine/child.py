@@ -138,7 +138,7 @@ class EngineProcess:
         All that must be done is done before the first wait, so that it holds where this is cancelled.
         """
         self._signal(signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)  # what it started and left
         for task in self._tasks:
             task.cancel()

@@ -112,8 +112,8 @@ class LiveRequest:
         self._is_ready.set()
         return is_output
 
-    def end(self, reason: FinishReason, error: Exception | None = None) -> int:
-        """End it here: its choices that go on get this reason; how many these were."""
+    def end(self, reason: FinishReason, error: Exception | None = None) -> bool:
+        """End it here: its choices that go on get this reason; whether there were any."""
         ends = [
             ChoiceDelta(index, "", [], None, reason.value)
             for index, tokens in enumerate(self._tokens)
@@ -122,7 +122,7 @@ class LiveRequest:
         now = time.monotonic()
         metrics = RequestMetrics(self._arrival_s, first_token_s=self._first_token_s, finished_s=now)
         self.put(OutputDelta(self.request.request_id, ends, True, None, metrics, error if ends else None))
-        return len(ends)
+        return bool(ends)
 
     def refuse(self, error: Exception) -> None:
         """End it with an exception: its reader gets it where it had nothing, else a last delta."""

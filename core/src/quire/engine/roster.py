@@ -33,8 +33,9 @@ class Roster:
     doing; and a request that kills but gets a token each time is not found.
 
     Attributes:
-        num_ended: choices that were ended here, not by an engine, by reason.
-        uncounted: prompt lengths of requests that ended since the engine last told its counters.
+        num_ended: requests that were ended here, not by an engine, by reason.
+        uncounted: prompt lengths of requests that the engine took in and ended, or died with, and had not told
+            in its counters.
     """
 
     def __init__(self, switches: Switches) -> None:
@@ -157,6 +158,10 @@ class Roster:
             Whether it may be over: there was such a request, or all that are suspected were left.
         """
         begun = self._begun()
+        for live in self._live.values():  # what the engine counted and did not tell is counted here
+            if live.is_taken_in and not live.is_counted:
+                live.is_counted = True
+                self.uncounted.append(live.num_prompt_tokens)
         self._engine = self._taking_in = None
         self._left.clear()
         for live in begun:

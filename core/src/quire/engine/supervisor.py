@@ -188,6 +188,7 @@ class SupervisedEngine:
     def engine_died(self) -> bool:
         """For the keeper: keep what outlives an engine; whether a request is known to have ended it."""
         self._load = (0, 0)
+        is_known = self._roster.engine_died()
         self._totals.engine_died(
             [
                 Metric("quire:num_requests", float(len(self._roster.uncounted)), "counter"),
@@ -196,7 +197,6 @@ class SupervisedEngine:
         )
         self._roster.uncounted.clear()
         self._calls.engine_died()
-        is_known = self._roster.engine_died()
         logger.error("%d requests are to go on in the next engine", len(self._roster))
         return is_known
 

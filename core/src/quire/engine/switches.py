@@ -27,9 +27,13 @@ class Switches:
         """
         before = self.disabled
         self._note(name, is_enabled=is_enabled)  # now: what is sent from now on comes after it
-        reply = await self._calls.ask(engine, _method(is_enabled), name)
+        reply = None
+        try:
+            reply = await self._calls.ask(engine, _method(is_enabled), name)
+        finally:
+            if reply is None or reply.error is not None:
+                self._note(name, is_enabled=name not in before)
         if reply is not None and reply.error is not None:
-            self._note(name, is_enabled=name not in before)
             raise reply.error
         return reply is not None
 

@@ -41,7 +41,7 @@ class Totals:
 
 
 def ended_requests(counts: Mapping[str, int]) -> list[Metric]:
-    """The counter of requests that ended (each choice is one), from 0 for each reason."""
+    """The counter of requests that ended, from 0 for each reason."""
     name, text = "quire:request_success", "requests ended"
     return [
         Metric(name, counts.get(reason.value, 0), "counter", text, {"finished_reason": reason.value})

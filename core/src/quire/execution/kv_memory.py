@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from quire.api.batch import DeviceInfo
@@ -9,6 +10,8 @@ from quire.api.config import CacheSettings
 from quire.api.errors import CapacityError
 
 CPU_SHARE = 0.5
+
+logger = logging.getLogger("quire")
 
 
 @dataclass(slots=True, frozen=True)
@@ -63,8 +66,8 @@ def size_kv_cache(settings: CacheSettings, device: DeviceInfo, demand: KVDemand)
     `max_num_seqs` requests of `max_model_len`.
 
     Raises:
-        CapacityError: not one request of `max_model_len` (given explicitly) fits, or no block does, or less
-            memory is free.
+        CapacityError: not one request of `max_model_len` (given explicitly) fits, or no block does, or the
+            machine has less memory.
     """
     block_size = settings.block_size
     blocks_per_request = -(-demand.max_model_len // block_size)
@@ -75,10 +78,15 @@ def size_kv_cache(settings: CacheSettings, device: DeviceInfo, demand: KVDemand)
         size, source = _memory_bytes(settings, device)
         available = size // demand.bytes_per_block
     num_blocks = min(available, most)
-    if num_blocks * demand.bytes_per_block > device.free_memory_bytes:
+    taken = num_blocks * demand.bytes_per_block
+    if device.type == "cpu" and taken > max(device.total_memory_bytes, device.free_memory_bytes):
         raise CapacityError(
-            f"the KV cache ({source}) would take {num_blocks * demand.bytes_per_block} bytes of "
-            f"{device.name}'s memory, of which {device.free_memory_bytes} are free: lower it"
+            f"the KV cache ({source}) would take {taken} bytes of {device.total_memory_bytes}, all the memory there "
+            "is: lower it"
+        )
+    if device.type == "cpu" and taken > device.free_memory_bytes:
+        logger.warning(
+            "the KV cache (%s) may grow to %d bytes; %d are free now", source, taken, device.free_memory_bytes
         )
     if num_blocks < 1 or num_blocks * block_size < 2:
         raise CapacityError(

@@ -37,8 +37,9 @@ def pack_panels(weight: Tensor) -> Tensor:
     """
     size, inputs = weight.shape
     panels, steps = -(-size // PANEL), -(-inputs // STEP)
-    padded = F.pad(weight, (0, steps * STEP - inputs, 0, panels * PANEL - size))
-    parts = padded.view(panels, 2, PANEL // 2, steps, STEP // 2, 2)
+    if size % PANEL or inputs % STEP:
+        weight = F.pad(weight, (0, steps * STEP - inputs, 0, panels * PANEL - size))
+    parts = weight.reshape(panels, 2, PANEL // 2, steps, STEP // 2, 2)
     return parts.permute(0, 3, 1, 4, 2, 5).contiguous()
 
 

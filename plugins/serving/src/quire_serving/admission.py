@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from starlette.types import Scope
-
 from quire.api.client import EngineClient, EngineRequest
 from quire_serving.errors import ApiError, draining, engine_unavailable
 from quire_serving.settings import ServeSettings
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
 
 CONTEXTS_PER_SEQUENCE = 4
 RETRY_AFTER_S = 2
-_ARRIVING = "quire_arriving"
 
 
 class Admission:
@@ -74,20 +71,18 @@ class Admission:
         self._check_room(1, 1)
 
     @contextmanager
-    def arriving(self, scope: Scope) -> Iterator[None]:
-        """Count an HTTP request as one sequence while it is read and tokenized, until `arrived`."""
+    def arriving(self) -> Iterator[None]:
+        """Count a request as one sequence while it is tokenized, where there is room for it.
+
+        Raises:
+            ApiError: 429, to be tried again later.
+        """
+        self.check_room()
         self._num_arriving += 1
-        scope[_ARRIVING] = arriving = [1]  # a list, since scopes are copied
         try:
             yield
         finally:
-            self._num_arriving -= len(arriving)
-
-    def arrived(self, scope: Scope) -> None:
-        """It is as far as to be let in or refused; idempotent."""
-        arriving = scope.get(_ARRIVING, [])
-        self._num_arriving -= len(arriving)
-        arriving.clear()
+            self._num_arriving -= 1
 
     def admit(self, requests: Sequence[EngineRequest]) -> Ticket:
         """Count requests in; their ticket counts them out.

@@ -87,7 +87,8 @@ async def tokenize(state: ServerState, text: str, *, add_special_tokens: bool = 
     try:
         if len(text) <= MAX_CHARS_ON_LOOP:
             return tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        with state.admission.arriving():
+            return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
     except QuireError as error:
         raise from_quire(error) from error
 
@@ -144,7 +145,6 @@ class Submission:
     async def start(self) -> None:
         """What entering the block does; after an error nothing stays behind."""
         state = self.state
-        state.admission.arrived(self._http_request.scope)
         try:
             check_open(state)
             self._ticket = state.admission.admit(self.requests)

@@ -33,9 +33,6 @@ class Door:
                 self._state.metrics.rejected(error.code)
                 await refuse(scope, receive, send, error)
                 return
-            with self._state.admission.arriving(scope):
-                await self._app(scope, receive, send)
-            return
         await self._app(scope, receive, send)
 
     def _is_for_engine(self, path: str) -> bool:

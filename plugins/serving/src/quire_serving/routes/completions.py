@@ -95,7 +95,8 @@ async def _prompts(body: CompletionRequest, state: ServerState) -> list[Prompt]:
         size += len(each) if isinstance(each, str) or body.echo else 0
     if size <= MAX_CHARS_ON_LOOP:
         return _pairs(prompts, body, state)
-    return await asyncio.to_thread(_pairs, prompts, body, state)
+    with state.admission.arriving():
+        return await asyncio.to_thread(_pairs, prompts, body, state)
 
 
 def _pairs(prompts: Sequence[str | list[int]], body: CompletionRequest, state: ServerState) -> list[Prompt]:
