@@ -102,6 +102,27 @@ def test_plugins_are_switched_again_before_requests_come(monkeypatch: pytest.Mon
     asyncio.run(main())
 
 
+def test_a_switch_that_is_refused_after_a_death_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        first, second, third = (FakeProcess(started(), answers_calls=False) for _ in range(3))
+        Spawner(monkeypatch, [first, second, third])
+        client = await start()
+        refused = asyncio.create_task(client.set_plugin("fixed", is_enabled=False))
+        await until(lambda: first.told_of(Call))
+        first.die()
+        await until(lambda: client._calls._futures and second.told_of(Call))
+        call = second.told_of(Call)[-1]
+        second.say(Reply(call.number, [], PluginError("it is fixed")))  # type: ignore[union-attr]  # a Call
+        with pytest.raises(PluginError, match="fixed"):
+            await refused
+        second.die()
+        await until(lambda: client.status().num_restarts == 2 and client.status().is_ready)
+        assert not third.told_of(Call), "the next engine is told nothing of it"
+        await client.close()
+
+    asyncio.run(main())
+
+
 def test_other_plugins_in_the_process_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         other = FakeProcess(started("f" * 64))

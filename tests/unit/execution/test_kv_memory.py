@@ -51,3 +51,17 @@ def test_a_cache_of_exactly_one_request_and_of_one_block_less() -> None:
 def test_no_block_at_all_is_refused() -> None:
     with pytest.raises(CapacityError, match="kv_cache_memory_bytes=99"):
         size_kv_cache(CacheSettings(block_size=4, kv_cache_memory_bytes=99), CPU, _demand(is_explicit=False))
+
+
+def test_more_than_the_machine_has_is_refused_and_more_than_is_free_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    machine = DeviceInfo("cpu", total_memory_bytes=2_000, free_memory_bytes=1_000)
+    demand = _demand(max_num_seqs=100)
+    with caplog.at_level("WARNING", logger="quire"):
+        size_kv_cache(CacheSettings(block_size=4, kv_cache_memory_bytes=1_000), machine, demand)
+        assert not caplog.records
+        size_kv_cache(CacheSettings(block_size=4, kv_cache_memory_bytes=2_000), machine, demand)
+    assert "may grow to 2000 bytes; 1000 are free now" in caplog.text
+    with pytest.raises(CapacityError, match="would take 2100 bytes of 2000"):
+        size_kv_cache(CacheSettings(block_size=4, kv_cache_memory_bytes=2_100), machine, demand)
