@@ -2,6 +2,7 @@
 # that needs the environment creates .venv. PIP_ARGS and TORCH_ARGS are passed to pip (an index, a
 # folder of wheels, --no-index ...), e.g. TORCH_ARGS="--index-url URL" for the CPU build of torch.
 # WORKERS: processes that run tests, of one thread each.
+# PEERS: flags of benchmarks/peers.py for `make bench`, e.g. PEERS="--peer vllm=/envs/vllm/bin/python".
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,6 +10,7 @@ PIP_ARGS ?=
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
+PEERS ?=
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
@@ -19,7 +21,7 @@ NIGHTLY := benchmarks/results/nightly.txt
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-web nightly lint format types docs bench eval-tiny wheels clean
+.PHONY: help install demo test test-web test-gpu nightly lint format types docs bench eval-tiny wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -54,6 +56,9 @@ test: $(STAMPS)/dev ## the default tests (not slow, nightly, gpu or web)
 test-web: $(STAMPS)/dev ## tests that need a browser, npm or litellm; lists what was skipped, and why
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m web -rs $(PYTEST_ARGS)
 
+test-gpu: $(STAMPS)/dev ## the tests that need a GPU; lists what was skipped, and why
+	$(BIN)/python -m pytest -m gpu -rs $(PYTEST_ARGS)
+
 nightly: $(STAMPS)/dev ## the full sets; the summary goes to benchmarks/results/nightly.txt
 	@mkdir -p $(dir $(NIGHTLY))
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "nightly or slow" -n $(WORKERS) --dist worksteal -p no:cacheprovider $(PYTEST_ARGS) >$(NIGHTLY).tmp 2>&1; status=$$?; \
@@ -76,15 +81,17 @@ docs: $(STAMPS)/dev ## build the site into site/, reference pages from the code
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: $(STAMPS)/dev ## measure throughput, latency and prefix sharing; JSON into benchmarks/results
+bench: $(STAMPS)/dev ## measure on this CPU, beside the engines in PEERS; JSON and PNG into benchmarks/results
 	$(BIN)/python benchmarks/throughput.py --compare-hf
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/prefix.py
+	$(BIN)/python benchmarks/curves.py
 	$(BIN)/python benchmarks/plugins.py
 	$(BIN)/python benchmarks/quantization.py
 	$(BIN)/python benchmarks/speculative.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/linear.py
+	$(BIN)/python benchmarks/peers.py $(PEERS)
 
 eval-tiny: $(STAMPS)/run ## accuracy of the embedded model per skill, on held-out items
 	$(BIN)/python examples/train_tiny/evaluate.py

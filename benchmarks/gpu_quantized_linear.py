@@ -55,7 +55,7 @@ def main() -> int:
         record
         for layer, (inputs, outputs) in LAYERS.items()
         for rows in args.rows
-        for record in _measure_layer(layer, inputs, outputs, rows, args.repeats, limits)
+        for record in measure_layer(layer, inputs, outputs, rows, args.repeats, limits)
     ]
     report = {
         "benchmark": "gpu-quantized-linear",
@@ -72,9 +72,10 @@ def main() -> int:
     return 0
 
 
-def _measure_layer(
+def measure_layer(
     layer: str, inputs: int, outputs: int, rows: int, repeats: int, limits: MachineLimits
 ) -> Iterator[dict[str, object]]:
+    """Records of all kernels for one layer and number of rows; needs a GPU."""
     x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
     baseline_s = None
     for name, weight_bytes, prepare in _variants(inputs, outputs):

@@ -50,3 +50,19 @@ class TestNativeRotary(Native):
 class TestNativeSiluAndMul(Native):
     spec = core_spec("silu_and_mul")
     implementation = "quire_kernels.silu_and_mul.native:silu_and_mul"
+
+
+class TestNativePenalties(Native):
+    spec = core_spec("apply_penalties")
+    implementation = "quire_kernels.sampling.native:apply_penalties"
+    dtypes = ("float32",)
+
+
+class TestNativeGreedyTokens(Native):
+    spec = core_spec("greedy_tokens")
+    implementation = "quire_kernels.sampling.native:greedy_tokens"
+
+
+class TestNativeSampleTokens(Native):
+    spec = core_spec("sample_tokens")
+    implementation = "quire_kernels.sampling.native:sample_tokens"

@@ -350,7 +350,7 @@ def test_an_interrupt_loses_the_step_and_not_the_engine(llm: LLM, monkeypatch: p
     params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
     expected = _tokens(llm.generate([PROMPT], params, use_tqdm=False)[0])
     runner = llm.engine._executor.runner  # type: ignore[attr-defined]
-    forward, calls = runner._forward, []
+    forward, calls = runner._pass.layers, []
 
     def interrupted(batch: object) -> object:
         calls.append(batch)
@@ -358,7 +358,7 @@ def test_an_interrupt_loses_the_step_and_not_the_engine(llm: LLM, monkeypatch: p
             raise KeyboardInterrupt
         return forward(batch)
 
-    monkeypatch.setattr(runner, "_forward", interrupted)
+    monkeypatch.setattr(runner._pass, "layers", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.generate([PROMPT, PROMPT[3:]], params, use_tqdm=False)
     assert values(llm.get_metrics(), "gauge")["kv_cache_usage_perc"] == 0
@@ -437,7 +437,7 @@ def test_a_failing_step_fails_its_requests_and_not_the_engine(
         raise ValueError("planted")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "_forward", broken)
+        patch.setattr(runner._pass, "layers", broken)
         [output] = llm.generate([PROMPT], params, use_tqdm=False)
     assert output.outputs[0].finish_reason == "error"
     assert "planted" in str(output.error)

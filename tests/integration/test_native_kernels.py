@@ -50,7 +50,8 @@ def test_native_kernels_agree_with_torch(
     assert "kernels: attention torch-paged; " in caplog.text
     assert "native rms_norm" not in caplog.text
     native = logprobs_of(tmp_path, prompts, [], caplog)
-    assert "kernels: attention native-paged; native rms_norm, rotary, silu_and_mul" in caplog.text
+    ops = "apply_penalties, greedy_tokens, rms_norm, rotary, sample_tokens, silu_and_mul"
+    assert f"kernels: attention native-paged; native {ops}" in caplog.text
     compared = 0
     for found, wanted in zip(native, plain, strict=True):
         for step, other in zip(found, wanted, strict=True):

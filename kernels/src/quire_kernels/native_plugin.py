@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quire.api.hookspecs import hookimpl
-from quire.api.specs import AttentionBackendSpec, OpImplSpec, OpSpec, PluginInfo
+from quire.api.specs import AttentionBackendSpec, OpImplSpec, OpSpec, PluginInfo, StepCaptureSpec
 from quire_kernels.fp8_linear.support import fp8_refusal
 from quire_kernels.native.bfloat16 import bfloat16_refusal
 from quire_kernels.native.library import native_refusal
@@ -30,6 +30,18 @@ def quire_register_ops() -> list[OpSpec | OpImplSpec]:
             for op in ("linear", "w4a16_linear", "w8a16_linear")
         ),
         OpImplSpec("w8a8_linear", "native", "quire_kernels.w8a8_linear.native:w8a8_linear", int8_refusal),
+        *(
+            OpImplSpec(op, "native", f"quire_kernels.sampling.native:{op}", native_refusal)
+            for op in ("apply_penalties", "greedy_tokens", "sample_tokens")
+        ),
+    ]
+
+
+@hookimpl
+def quire_register_step_captures() -> list[StepCaptureSpec]:
+    """See the hook specification."""
+    return [
+        StepCaptureSpec("native-replay", "quire_kernels.replay.capture:NativeCapture", native_refusal),
     ]
 
 

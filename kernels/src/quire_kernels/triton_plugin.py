@@ -31,6 +31,10 @@ def quire_register_ops() -> list[OpSpec | OpImplSpec]:
             OpImplSpec(op, "triton", f"quire_kernels.activation.triton:{op}", small_op_refusal)
             for op in ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu")
         ),
+        *(
+            OpImplSpec(op, "triton", f"quire_kernels.sampling.triton:{op}", small_op_refusal)
+            for op in ("apply_penalties", "greedy_tokens", "sample_tokens")
+        ),
     ]
 
 

@@ -9,8 +9,9 @@ from transformers.generation import logits_process as hf
 
 from quire.api.request import SamplingParams
 from quire.api.step import SlotAssignment
-from quire.execution.sampler import NOTHING_LEFT, Sampler, invert_cdf, truncate
+from quire.execution.sampler import NOTHING_LEFT, Sampler
 from quire.execution.sampling_state import SamplingState
+from quire.ops.sampling import invert_cdf, truncate
 
 V = 1000
 MIXED = [
@@ -250,7 +251,7 @@ def test_the_draw_is_a_function_of_seed_and_position(logits):
     assert Sampler().sample(row, [0], state).token_ids[0] == tokens[3]
 
 
-def test_the_scratch_buffer_follows_shapes_and_dtypes():
+def test_one_sampler_takes_changing_shapes_and_dtypes():
     sampler = Sampler()
     for rows, width, dtype in [(1, 10, torch.float32), (20, 700, torch.float64), (3, 700, torch.bfloat16)]:
         logits = torch.zeros(rows, width, dtype=dtype)

@@ -133,8 +133,8 @@ def test_a_row_of_nan_leaves_its_neighbours_alone(limit: int) -> None:
 
 def test_short_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case([(20, 50)], Shape(4, 2, 32, 16, dtype=torch.bfloat16))
-    monkeypatch.setattr(native, "_prefill", lambda arguments: 1)
-    with pytest.raises(MemoryError, match="20 tokens"):
+    monkeypatch.setattr(native._paged_attention, "_function", lambda arguments: 1)
+    with pytest.raises(MemoryError, match="paged_attention"):
         attend(case, AttentionParams(4, 2, 32, 0.2), bfloat16.DOT_PRODUCTS)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import triton
 import triton_aot_attention
+import triton_aot_sampling
 import triton_aot_small_ops
 from torch import Tensor
 from triton.backends import nvidia
@@ -148,6 +149,12 @@ def compile_for(name: str, *, is_thorough: bool) -> list[Compiled]:
             for rows in triton_aot_small_ops.ROWS:
                 call(rows)
             assert len(found) <= before + 1, f"{call} compiled {len(found) - before} kernels"
+        for call in triton_aot_sampling.calls():
+            before = len(found)
+            for rows in triton_aot_small_ops.ROWS:
+                call(rows)
+            most = triton_aot_sampling.MOST_KERNELS
+            assert len(found) <= before + most, f"{call} compiled {len(found) - before} kernels"
         for layer in triton_aot_attention.layers(is_thorough=is_thorough):
             before = len(found)
             for step in triton_aot_attention.STEPS:

@@ -34,6 +34,11 @@ CASES: dict[str, tuple[str, str, str]] = {
         "AttentionBackendSpec('x', 'a:b', lambda device, dtype: None)",
         "x",
     ),
+    "step capture": (
+        "step_captures",
+        "StepCaptureSpec('x', 'a:b', lambda device, dtype: None)",
+        "x",
+    ),
     "policy": ("policies", "PolicySpec('x', 'a:b')", "x"),
     "logits processor": ("logits_processors", "LogitsProcessorSpec('x', 'a:b')", "x"),
     "executor": ("executors", "ExecutorSpec('x', 'a:b')", "x"),

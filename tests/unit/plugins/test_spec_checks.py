@@ -18,6 +18,7 @@ from quire.api.specs import (
     PluginInfo,
     QuantizationSpec,
     RouteSpec,
+    StepCaptureSpec,
 )
 from quire.plugins import PluginHost
 
@@ -75,6 +76,7 @@ def test_infos(plugin: Plugin, host_of: HostOf, fields: dict[str, object], messa
         ("routes", RouteSpec("/x", "a:b", methods="POST"), "methods is 'POST'"),  # type: ignore[arg-type]
         ("routes", RouteSpec("x", "a:b"), "'x': a route needs a path that begins with /"),
         ("routes", RouteSpec("/x", "a:b", methods=()), "'/x': a route needs .* a method"),
+        ("step_captures", StepCaptureSpec("a", "a:b", None), "supports is no function"),  # type: ignore[arg-type]
         ("attention_backends", AttentionBackendSpec("a", "a:b", None), "supports is no function"),  # type: ignore[arg-type]
     ],
 )

@@ -75,6 +75,10 @@ class DeviceError(QuireError, RuntimeError):
     """A device does not exist here or does not support what was asked of it."""
 
 
+class CaptureError(QuireError, RuntimeError):
+    """A model does something that a step capture cannot replay; its steps are run call by call."""
+
+
 class EngineClosedError(QuireError, RuntimeError):
     """The engine was closed; build a new one."""
 

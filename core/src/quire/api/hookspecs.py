@@ -37,6 +37,7 @@ from quire.api.specs import (
     QuantizationSpec,
     ReasoningParserSpec,
     RouteSpec,
+    StepCaptureSpec,
     ToolParserSpec,
 )
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 PROJECT_NAME = "quire"
 ENTRY_POINT_GROUP = "quire"
-HOOK_API_VERSION = (1, 3)
+HOOK_API_VERSION = (1, 4)
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
 hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
@@ -73,6 +74,7 @@ HOOKS: Final[Mapping[str, HookPolicy]] = MappingProxyType(
         "quire_register_quantizations": HookPolicy("start"),
         "quire_register_drafters": HookPolicy("start"),
         "quire_register_attention_backends": HookPolicy("start"),
+        "quire_register_step_captures": HookPolicy("start", since=(1, 4)),
         "quire_register_ops": HookPolicy("start"),
         "quire_register_policies": HookPolicy("start"),
         "quire_register_logits_processors": HookPolicy("start"),
@@ -162,6 +164,18 @@ def quire_register_attention_backends() -> list[AttentionBackendSpec]:  # type: 
     Ordering: plugins in load order; a name that is taken is a collision.
     Errors: everything that the plugin registered is taken back, and the start fails unless it is optional.
     Since: 1.0.
+    """
+
+
+@hookspec
+def quire_register_step_captures() -> list[StepCaptureSpec]:  # type: ignore[empty-body]
+    """Register ways to record a model's steps and replay them.
+
+    When: once, at load.
+    Returns: a list of StepCaptureSpec; empty when there is nothing.
+    Ordering: plugins in load order; a name that is taken is a collision.
+    Errors: everything that the plugin registered is taken back, and the start fails unless it is optional.
+    Since: 1.4.
     """
 
 

@@ -155,6 +155,57 @@ class Model(Protocol):
         ...
 
 
+@dataclass(slots=True, frozen=True)
+class CaptureRequest:
+    """What a StepCapture is given.
+
+    Attributes:
+        model: loaded, with its KV caches bound.
+        sample: makes a step that nobody asked for, of rows (tokens, context with them), prepared by the attention
+            backend, in the buffers of every later step; its tokens are sampled. Valid until the next call.
+        max_num_seqs, max_tokens, max_rows: most requests and tokens of a step, and most rows whose logits it asks for.
+        max_context: most tokens of a row's context.
+        progress: to be called now and then by what runs long.
+    """
+
+    model: Model
+    sample: Callable[[Sequence[tuple[int, int]]], ForwardBatch]
+    max_num_seqs: int
+    max_tokens: int
+    max_rows: int
+    max_context: int
+    progress: Callable[[], None]
+
+
+class CapturedSteps(Protocol):
+    """A model's recorded steps. Results are valid until the next call of the same method."""
+
+    def layers(self, batch: ForwardBatch) -> Tensor | None:
+        """The hidden states after the last layer, [T, E], the batch's KV written; None: this step is not recorded."""
+        ...
+
+    def logits(self, hidden: Tensor, batch: ForwardBatch) -> Tensor | None:
+        """Of `batch.logits_rows` of the hidden states [T, E]: [L, V]; None: this step is not recorded."""
+        ...
+
+    def trim(self) -> None:
+        """Give back memory that large steps have taken; called once, after the first comparisons."""
+        ...
+
+    def describe(self) -> str:
+        """For the log: what was recorded."""
+        ...
+
+
+@runtime_checkable
+class StepCapture(Protocol):
+    """Records a model's steps."""
+
+    def capture(self, request: CaptureRequest) -> CapturedSteps:
+        """Run the model on samples, and record what it does; CaptureError: that cannot be replayed."""
+        ...
+
+
 class ModelFactory(Protocol):
     """What `ModelSpec.factory` names: usually the model class itself.
 

@@ -245,6 +245,23 @@ class AttentionBackendSpec:
 
 
 @dataclass(slots=True, frozen=True)
+class StepCaptureSpec:
+    """A way to record a model's steps and replay them; the supported one of the highest priority is asked.
+
+    What it replays is compared with the model's own results before the first request; where they differ, or where
+    it raises CaptureError, steps are run call by call, and the log says why.
+
+    Attributes:
+        factory: called without arguments, gives a StepCapture (see `quire.api.protocols`).
+    """
+
+    name: str
+    factory: FactoryRef
+    supports: Callable[[DeviceInfo, DTypeName], str | None]
+    priority: int = 10
+
+
+@dataclass(slots=True, frozen=True)
 class CommandSpec:
     """A CLI command `quire NAME`.
 

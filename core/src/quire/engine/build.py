@@ -29,12 +29,14 @@ from quire.engine.quantization import choose_method, log_summary
 from quire.engine.sizing import choose_dtype, context_length, size_cache, step_limits
 from quire.engine.speculation import Speculation, choose_drafter
 from quire.execution.batch_builder import BatchLimits
+from quire.execution.capture import StepCaptures
 from quire.execution.device import detect_device
 from quire.execution.executor import InProcessExecutor
 from quire.execution.kv_memory import KVBudget
 from quire.execution.model_builder import BuildSettings, BuiltModel
 from quire.execution.processors import ProcessorTable
 from quire.execution.runner import ModelRunner
+from quire.execution.sampler import SamplingOps
 from quire.kvcache.block_manager import BlockManager
 from quire.loading.generation_config import GenerationConfig, load_generation_config
 from quire.loading.quantization_config import read_quantization_config
@@ -121,7 +123,8 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     limits = step_limits(config, budget, 0 if speculation is None else speculation.num_lookahead_tokens)
     table = ProcessorTable(extensions.processors.loaded, host.calls.call)
     with allocating("the KV cache and the step's buffers"):
-        runner = _make_runner(settings, built, limits, budget, table, speculation)
+        runner = _make_runner(settings, built, limits, budget, table, speculation, ops)
+        steps = _record_steps(runner, host, settings, budget, config)
     if speculation is not None:
         with allocating(
             "the draft model's steps" if speculation.num_lookahead_tokens else "steps with drafts"
@@ -134,15 +137,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         fingerprint=host.fingerprint().encode(),
     )
     logger.info("plugins: %s", host.summary())
-    logger.info(
-        "%s: %s in %s on %s (%s)",
-        config.model.model,
-        type(built.model).__name__,
-        dtype,
-        device.type,
-        device.name,
-    )
-    logger.info("kernels: attention %s; %s", settings.attention_backend.name, ops.summary())
+    _log_model(config, built, settings, ops, steps)
     if quantization is not None:
         log_summary(quantization, loaded.modules, cast(nn.Module, built.model), ops)
     logger.info("%s", budget.describe())
@@ -252,6 +247,26 @@ def _load_tokenizer(config: EngineConfig, folder: Path, host: PluginHost) -> Tok
     return Tokenizer.from_folder(folder)
 
 
+def _record_steps(
+    runner: ModelRunner, host: PluginHost, settings: BuildSettings, budget: KVBudget, config: EngineConfig
+) -> str:
+    """Let the model's steps be recorded; what became of it."""
+    if config.device.enforce_eager:
+        return "call by call (enforce_eager)"
+    registrations = host.step_captures.registrations()
+    captures = StepCaptures(registrations, resolve_factory, settings.device, settings.dtype)
+    return runner.capture(budget.num_blocks, captures)
+
+
+def _log_model(
+    config: EngineConfig, built: BuiltModel, settings: BuildSettings, ops: OpTable, steps: str
+) -> None:
+    name, device = type(built.model).__name__, settings.device
+    logger.info("%s: %s in %s on %s (%s)", config.model.model, name, settings.dtype, device.type, device.name)
+    logger.info("kernels: attention %s; %s", settings.attention_backend.name, ops.summary())
+    logger.info("steps: %s", steps)
+
+
 def _make_runner(
     settings: BuildSettings,
     built: BuiltModel,
@@ -259,6 +274,7 @@ def _make_runner(
     budget: KVBudget,
     processors: ProcessorTable,
     speculation: Speculation | None,
+    ops: OpTable,
 ) -> ModelRunner:
     buffers = BatchLimits(
         max_num_seqs=limits.max_num_seqs,
@@ -270,4 +286,7 @@ def _make_runner(
     caches = built.allocate_kv_caches(budget.num_blocks, budget.block_size)
     backend = settings.attention_backend
     make_speculator = None if speculation is None else partial(speculation.make_speculator, budget.num_blocks)
-    return ModelRunner(built.model, backend, caches, buffers, built.vocab_size, processors, make_speculator)
+    sampling = SamplingOps.of(ops)
+    return ModelRunner(
+        built.model, backend, caches, buffers, built.vocab_size, processors, make_speculator, sampling
+    )

@@ -21,6 +21,7 @@ from quire.execution.drafting.draft_sampler import DraftSampler
 from quire.execution.drafting.guarded_drafter import GuardedDrafter, LoadedDrafter
 from quire.execution.drafting.speculator import DrafterRules, RunnerParts, Speculator
 from quire.execution.runner import ModelRunner
+from quire.execution.sampler import SamplingOps
 from quire.plugins import PluginHost, resolve_factory
 from quire.plugins.options import OptionsError, validate_model
 from quire.plugins.registry import describe_origin, nearest
@@ -110,7 +111,7 @@ class Speculation:
         self._calls = host.calls
         self._vocab_size = target.source.config.vocab_size
         self._block_size = target.config.cache.block_size
-        self._sampler = DraftSampler()
+        self._sampler = DraftSampler(SamplingOps.of(target.ops))
         loader = DraftModelLoader(host, target, self._sampler)
         context = DrafterContext(
             config=target.config,

@@ -10,11 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from quire.api.batch import ForwardBatch
 from quire.api.errors import NumericalError, PluginError
 from quire.api.protocols import AttentionBackend, Model
 from quire.api.step import PlanRow, RowResult, SlotAssignment, StepPlan, StepResult, TokenLogprobs
 from quire.execution.batch_builder import BatchBuilder, BatchLimits, BuiltBatch
+from quire.execution.capture import SampleSteps, StepCaptures
 from quire.execution.drafting.calibration import (
     CALIBRATION_REPEATS,
     CALIBRATION_S,
@@ -22,13 +22,13 @@ from quire.execution.drafting.calibration import (
     CalibrationPlans,
 )
 from quire.execution.drafting.speculator import RunnerParts, Speculator
-from quire.execution.forward import run_layers
+from quire.execution.forward import ModelPass
 from quire.execution.logprobs import prompt_logprobs
 from quire.execution.processors import ProcessorTable
-from quire.execution.progress import PROGRESS
-from quire.execution.sampler import Sampler
+from quire.execution.sampler import Sampler, SamplingOps
 from quire.execution.sampling_state import SamplingState
 from quire.execution.verifier import DraftedRow, VerifiedRow, Verifier
+from quire.loading.freed_memory import release_freed_memory
 
 
 @dataclass(slots=True)
@@ -50,6 +50,7 @@ class ModelRunner:
         limits: sizes of the persistent buffers. vocab_size: the logits' width.
         processors: the logits processors that assignments name; None where there are none.
         make_speculator: called with this runner's parts; None: nothing is drafted.
+        sampling_ops: what the sampler calls; None: the references.
     """
 
     def __init__(
@@ -61,16 +62,19 @@ class ModelRunner:
         vocab_size: int,
         processors: ProcessorTable | None = None,
         make_speculator: Callable[[RunnerParts], Speculator] | None = None,
+        sampling_ops: SamplingOps | None = None,
     ) -> None:
         self._model = model
         self._backend = backend
         self._kv_caches = kv_caches
         self._device = kv_caches[0].device
         self._limits = limits
+        self._vocab_size = vocab_size
         self._builder = BatchBuilder(limits, self._device)
         self._sampling = SamplingState(limits.max_num_seqs, vocab_size)
+        self._pass = ModelPass(model)
         self._num_prompt_logprobs: list[int | None] = [None] * limits.max_num_seqs
-        self._verifier = Verifier(Sampler(), self._sampling)
+        self._verifier = Verifier(Sampler(sampling_ops), self._sampling)
         self._processors = processors
         parts = RunnerParts(self._builder, self._sampling, limits)
         self._speculator = None if make_speculator is None else make_speculator(parts)
@@ -96,6 +100,23 @@ class ModelRunner:
         if self._speculator is not None and any(result.token_ids for result in results):
             results = self._speculate(plan, results, time.perf_counter() - begin)
         return StepResult(plan.step_id, results)
+
+    @torch.inference_mode()
+    def capture(self, num_blocks: int, captures: StepCaptures) -> str:
+        """Let the model's steps be recorded, before the first request.
+
+        Args:
+            num_blocks: of the KV cache, whose contents are overwritten.
+            captures: who may record them.
+
+        Returns:
+            What became of it, for the log.
+        """
+        samples = SampleSteps(self._builder, self._limits, num_blocks, self._backend, self._vocab_size)
+        captured = captures.record(self._model, samples, self._limits)
+        self._pass.captured = captured.steps
+        release_freed_memory()
+        return captured.summary
 
     @torch.inference_mode()
     def calibrate(self, num_blocks: int) -> None:
@@ -138,11 +159,8 @@ class ModelRunner:
         if self._speculator is not None:
             self._speculator.note_target(built)
         built_at = time.perf_counter()
-        hidden = self._forward(built.batch)
-        logits = None
-        if built.sampled_rows:
-            logits = self._model.logits(self._model.finish(hidden[built.batch.logits_rows]))
-            PROGRESS.count += 1
+        hidden = self._pass.layers(built.batch)
+        logits = self._pass.logits(hidden, built.batch) if built.sampled_rows else None
         forwarded_at = time.perf_counter()
         verified = self._verify(built, logits) if logits is not None else {}
         results = self._results(built, hidden, verified)
@@ -157,7 +175,7 @@ class ModelRunner:
         if self._speculator is not None:
             self._speculator.close()
         self._kv_caches.clear()
-        del self._model
+        del self._model, self._pass
 
     def _assign(self, assignment: SlotAssignment) -> None:
         self._builder.assign(assignment)
@@ -174,9 +192,6 @@ class ModelRunner:
             return
         ids = torch.tensor(pairs, dtype=torch.int64, device=self._device)
         self._backend.copy_blocks(self._kv_caches, ids[:, 0], ids[:, 1])
-
-    def _forward(self, batch: ForwardBatch) -> Tensor:
-        return run_layers(self._model, batch)
 
     def _results(
         self, built: BuiltBatch, hidden: Tensor, verified: dict[int, VerifiedRow]

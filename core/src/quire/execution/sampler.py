@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,13 +15,26 @@ from quire.execution.logprobs import NOT_FINITE, token_logprobs
 from quire.execution.philox import Purpose, uniform
 from quire.execution.processors import RowFault
 from quire.execution.progress import PROGRESS
-from quire.execution.sampling_state import IntArray, LogitEdits, SamplingState
+from quire.execution.sampling_state import FloatArray, IntArray, LogitEdits, SamplingState
+from quire.ops import sampling
+from quire.ops.sampling import NO_TOKEN
+from quire.ops.table import OpTable
 
 NOTHING_LEFT = "no token can be sampled: bias, penalties and min_tokens left no finite logit"
-FloatArray = npt.NDArray[np.floating]
 
-_BLOCK = 256
-_MIN_ROWS = 8
+
+@dataclass(slots=True, frozen=True)
+class SamplingOps:
+    """The ops that sampling calls; see `quire.ops.sampling`, whose references are the default."""
+
+    apply_penalties: Callable[..., Tensor] = sampling.apply_penalties
+    greedy_tokens: Callable[..., Tensor] = sampling.greedy_tokens
+    sample_tokens: Callable[..., Tensor] = sampling.sample_tokens
+
+    @staticmethod
+    def of(table: OpTable) -> SamplingOps:
+        """The table's, which must have all of them."""
+        return SamplingOps(table.apply_penalties, table.greedy_tokens, table.sample_tokens)
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,10 +55,14 @@ class SampledRows:
 
 
 class Sampler:
-    """Samples one token per row. Keeps a scratch buffer: one caller at a time."""
+    """Samples one token per row: on the logits' device, of which only the tokens come to the host.
 
-    def __init__(self) -> None:
-        self._scratch: Tensor | None = None
+    Args:
+        ops: those of the engine's op table; None: the references.
+    """
+
+    def __init__(self, ops: SamplingOps | None = None) -> None:
+        self._ops = ops or SamplingOps()
 
     def sample(self, logits: Tensor, slots: Sequence[int], state: SamplingState) -> SampledRows:
         """Sample the next token of each row's slot, and take its log-probabilities; see `draw`."""
@@ -72,204 +88,127 @@ class Sampler:
         """
         if not slots:
             return SampledRows([], [], [])
-        positions = state.num_output_tokens[np.asarray(slots)]
+        rows = np.asarray(slots, dtype=np.int64)
+        positions = state.num_output_tokens[rows]
         if offsets is not None:
             positions = positions + np.asarray(offsets)
-        rows = np.asarray(slots, dtype=np.int64)
         needs_edits = state.needs_edits(rows)
-        is_random = state.temperature[rows] > 0.0
-        work = self._load(logits)
-        best, best_ids = _best_of(work)
-        is_finite = best.isfinite().cpu().numpy()
-        errors: list[str | None] = [None if finite else NOT_FINITE for finite in is_finite]
-        failed_plugins: dict[int, str] = {}
-        token_ids: list[int | None] = best_ids.tolist()
-        pending = np.flatnonzero((needs_edits | is_random) & is_finite)
-        if len(pending):
-            chosen, failed = self._choose(work, pending, rows[pending], positions[pending], state)
-            for index, token_id, fault in zip(pending.tolist(), chosen, failed, strict=True):
-                token_ids[index] = token_id
-                if isinstance(fault, RowFault):
-                    errors[index], failed_plugins[index] = fault.text, fault.plugin
-                else:
-                    errors[index] = fault
-        sampled = [None if error else token_id for token_id, error in zip(token_ids, errors, strict=True)]
-        return SampledRows(sampled, [None] * len(sampled), errors, failed_plugins)
-
-    def _load(self, logits: Tensor) -> Tensor:
-        """The logits as float32 (float64 stays) in the scratch buffer, padded to whole blocks with -inf."""
-        num_rows, vocab_size = logits.shape
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        width = math.ceil(vocab_size / _BLOCK) * _BLOCK
-        buffer = self._scratch
-        fits = buffer is not None and buffer.shape[0] >= num_rows and buffer.shape[1] == width
-        if buffer is None or not fits or buffer.dtype != dtype or buffer.device != logits.device:
-            capacity = max(_MIN_ROWS, 1 << (num_rows - 1).bit_length())
-            buffer = torch.empty((capacity, width), dtype=dtype, device=logits.device)
-            self._scratch = buffer
-        work = buffer[:num_rows]
-        work[:, :vocab_size].copy_(logits)
-        work[:, vocab_size:] = -torch.inf
-        return work
+        # Of rows with edits this says whether they are finite; their tokens come from the edited ones.
+        plain = self._choose(
+            logits, rows, positions, state, np.where(needs_edits, 0.0, state.temperature[rows])
+        )
+        pending = np.flatnonzero(needs_edits)
+        if not len(pending):
+            return _result(plain.tolist(), {}, {})
+        edited, faults = self._edit(logits, plain, pending, rows[pending], state)
+        chosen = self._choose(
+            edited, rows[pending], positions[pending], state, state.temperature[rows[pending]]
+        )
+        token_ids: list[int] = torch.cat((plain, chosen)).tolist()
+        edited_ids = dict(zip(pending.tolist(), token_ids[len(rows) :], strict=True))
+        return _result(token_ids[: len(rows)], edited_ids, faults)
 
     def _choose(
-        self, work: Tensor, indices: IntArray, slots: IntArray, outputs: IntArray, state: SamplingState
-    ) -> tuple[list[int], list[RowFault | str | None]]:
-        """Tokens of the rows that are not plainly greedy, and why some have none."""
-        if len(indices) < len(work):
-            work = work[torch.from_numpy(indices).to(work.device)]
-        below_min_tokens = state.is_below_min_tokens(slots)
+        self,
+        logits: Tensor,
+        slots: IntArray,
+        positions: IntArray,
+        state: SamplingState,
+        temperature: FloatArray,
+    ) -> Tensor:
+        """Tokens [L] on the device, of these output positions; NO_TOKEN where the logits allow none."""
+        is_random = temperature > 0.0
+        if not is_random.any():
+            return self._ops.greedy_tokens(logits)
+        draws = uniform(state.seeds[slots], positions, Purpose.TOKEN)
+        numbers = _to(np.stack((temperature, state.min_p[slots], state.top_p[slots], draws)), logits)
+        top_k = _to(state.top_k[slots], logits)
+        token_ids = self._ops.sample_tokens(logits, numbers[0], numbers[1], top_k, numbers[2], numbers[3])
+        is_filtered = (state.top_k[slots] > 0) | (state.top_p[slots] < 1.0)
+        PROGRESS.count += int(np.count_nonzero(is_random & is_filtered))
+        return token_ids
+
+    def _edit(
+        self, logits: Tensor, plain: Tensor, indices: IntArray, slots: IntArray, state: SamplingState
+    ) -> tuple[Tensor, dict[int, RowFault]]:
+        """Copies of some rows, in float32 (float64 stays), with their edits; and what processors did wrong."""
+        work = logits[_to(indices, logits)]
+        if work.dtype != torch.float64:
+            work = work.float()
+        is_below_min_tokens = state.is_below_min_tokens(slots).tolist()
+        found = [state.edits[slot] for slot in slots.tolist()]
+        if any(edits is not None and edits.processors is not None for edits in found):
+            is_finite = (plain != NO_TOKEN).tolist()  # processors never see rows that are not
+        else:
+            is_finite = [True] * len(plain)
         faults: dict[int, RowFault] = {}
-        for position in np.flatnonzero(state.needs_edits(slots)).tolist():
-            edits = state.edits[slots[position]]
-            if edits is not None:
+        for position, index in enumerate(indices.tolist()):
+            edits = found[position]
+            if edits is not None and is_finite[index]:
                 row = work[position, : state.vocab_size]
-                fault = _edit_row(row, edits, bool(below_min_tokens[position]))
+                fault = _edit_row(row, edits, is_below_min_tokens[position])
                 if fault is not None:
-                    faults[position] = fault
+                    faults[index] = fault
                 PROGRESS.count += 1
-        best, best_ids = _best_of(work)
-        failed: list[RowFault | str | None] = [
-            faults.get(position, None if is_finite else NOTHING_LEFT)
-            for position, is_finite in enumerate(best.isfinite().tolist())
+        self._penalise(work, found)
+        return work, faults
+
+    def _penalise(self, work: Tensor, found: Sequence[LogitEdits | None]) -> None:
+        """Penalties of all rows at once, in place."""
+        counts = [None if edits is None else edits.counts for edits in found]
+        given = [count for count in counts if count is not None]
+        if not given:
+            return
+        offsets = list(accumulate((0 if each is None else len(each.token_ids) for each in counts), initial=0))
+        penalties = [
+            (1.0, 0.0, 0.0)
+            if edits is None
+            else (edits.repetition_penalty, edits.frequency_penalty, edits.presence_penalty)
+            for edits in found
         ]
-        chosen: list[int] = best_ids.tolist()
-        positions = [i for i in np.flatnonzero(state.temperature[slots] > 0.0).tolist() if failed[i] is None]
-        if positions:
-            if len(positions) < len(work):
-                selected = torch.tensor(positions, device=work.device)
-                work, best = work[selected], best[selected]
-            tokens = _draw_tokens(work, best, slots[positions], outputs[positions], state)
-            for position, token_id in zip(positions, tokens, strict=True):
-                chosen[position] = token_id
-        return chosen, failed
+        numbers = _to(np.array(penalties).T.copy(), work).to(work.dtype)
+        self._ops.apply_penalties(
+            work,
+            _to(np.concatenate([count.token_ids for count in given]), work),
+            _to(np.concatenate([count.output_counts for count in given]), work),
+            _to(np.array(offsets, dtype=np.int64), work),
+            numbers[0],
+            numbers[1],
+            numbers[2],
+        )
 
 
-def _best_of(work: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest value of each row of whole blocks, and its lowest index: block by block, a third of the time."""
-    blocks = work.view(len(work), -1, _BLOCK)
-    best, block = blocks.amax(-1).max(-1)
-    offset = blocks[torch.arange(len(work), device=work.device), block].argmax(-1)
-    return best, block * _BLOCK + offset
+def _result(plain: list[int], edited: dict[int, int], faults: dict[int, RowFault]) -> SampledRows:
+    """Tokens and errors of rows from what ops gave, without edits and with them."""
+    token_ids: list[int | None] = []
+    errors: list[str | None] = []
+    failed_plugins: dict[int, str] = {}
+    for index, token_id in enumerate(plain):
+        error = None
+        if token_id == NO_TOKEN:
+            error = NOT_FINITE
+        elif index in faults:
+            error, failed_plugins[index] = faults[index].text, faults[index].plugin
+        elif index in edited:
+            token_id = edited[index]
+            error = NOTHING_LEFT if token_id == NO_TOKEN else None
+        token_ids.append(token_id if error is None else None)
+        errors.append(error)
+    return SampledRows(token_ids, [None] * len(plain), errors, failed_plugins)
 
 
 def _edit_row(row: Tensor, edits: LogitEdits, is_below_min_tokens: bool) -> RowFault | None:
-    """Apply bias, the min_tokens mask, processors and penalties to one row [V], in place."""
+    """Apply bias, the min_tokens mask and processors to one row [V], in place."""
     if len(edits.bias_ids):
-        row[_to(edits.bias_ids, row)] += torch.from_numpy(edits.bias_values).to(row.device, row.dtype)
+        row[_to(edits.bias_ids, row)] += _to(edits.bias_values, row).to(row.dtype)
     if is_below_min_tokens:
         row[_to(edits.stop_ids, row)] = -torch.inf
-    if edits.processors is not None:
-        fault = edits.processors.apply(row)
-        if fault is not None:
-            return fault
-    if edits.counts is None:
-        return None
-    ids = _to(edits.counts.token_ids, row)
-    counts = torch.from_numpy(edits.counts.output_counts).to(row.device, row.dtype)
-    values = row[ids]
-    if edits.repetition_penalty != 1.0:
-        factor = edits.repetition_penalty
-        values = torch.where(values > 0, values / factor, values * factor)
-    values -= edits.frequency_penalty * counts
-    values -= edits.presence_penalty * (counts > 0)
-    row[ids] = values
-    return None
+    return None if edits.processors is None else edits.processors.apply(row)
 
 
-def _to(ids: IntArray, row: Tensor) -> Tensor:
-    return torch.from_numpy(ids).to(row.device)
-
-
-def _draw_tokens(
-    work: Tensor, best: Tensor, slots: IntArray, outputs: IntArray, state: SamplingState
-) -> list[int]:
-    """Temperature, filters, and one draw per row, for these output positions.
-
-    `work` is overwritten; `best` is its rows' maxima.
-    """
-    temperature = torch.from_numpy(state.temperature[slots]).to(work.device, work.dtype)
-    work.sub_(best[:, None]).div_(temperature[:, None])
-    min_p, top_k, top_p = state.min_p[slots], state.top_k[slots], state.top_p[slots]
-    if (min_p > 0.0).any():
-        with np.errstate(divide="ignore"):
-            bounds = torch.from_numpy(np.log(min_p)).to(work.device, work.dtype)
-        work.masked_fill_(work < bounds[:, None], -torch.inf)
-    for position in np.flatnonzero((top_k > 0) | (top_p < 1.0)).tolist():
-        row = work[position]
-        values = row.cpu().numpy()
-        truncate(values, int(top_k[position]), float(top_p[position]))
-        if row.device.type != "cpu":
-            row.copy_(torch.from_numpy(values))
-        PROGRESS.count += 1
-    draws = uniform(state.seeds[slots], outputs, Purpose.TOKEN)
-    torch.exp(work, out=work)
-    return invert_cdf(work, torch.from_numpy(draws).to(work.device)).tolist()
-
-
-def truncate(row: FloatArray, top_k: int, top_p: float) -> None:
-    """Set what top_k and then top_p drop to -inf, in place; of equal values the lowest ids stay.
-
-    Only candidates are sorted: those of top_k or, without it, those above a bound below which all
-    tokens together weigh less than what top_p drops.
-
-    Args:
-        row: [V], log-probabilities up to a constant, the largest 0.
-        top_k: 0 keeps all, else less than V.
-        top_p: 1 keeps all.
-    """
-    if top_k > 0:
-        values = np.partition(row, len(row) - top_k)[len(row) - top_k :]
-        _keep(row, float(values[0]), top_k)
-        if top_p >= 1.0:
-            return
-        total = np.exp(values).sum(dtype=np.float64)
-    else:
-        # A token below the bound weighs less than (1 - top_p) / V of the likeliest one alone.
-        values = row[row >= math.log1p(-top_p) - math.log(len(row)) - 1.0]
-        total = np.exp(row).sum(dtype=np.float64)
-    values = np.sort(values)[::-1]
-    reached = np.exp(values).cumsum(dtype=np.float64)
-    count = min(int(np.searchsorted(reached, top_p * total)) + 1, len(values))
-    _keep(row, float(values[count - 1]), count)
-
-
-def _keep(row: FloatArray, threshold: float, count: int) -> None:
-    """Keep the `count` likeliest, whose least is `threshold`; of those equal to it the lowest ids."""
-    is_tied = row == threshold
-    num_above = int(np.count_nonzero(row > threshold))
-    np.copyto(row, -np.inf, where=row < threshold)
-    row[np.flatnonzero(is_tied)[max(0, count - num_above) :]] = -np.inf
-
-
-def invert_cdf(weights: Tensor, draws: Tensor) -> Tensor:
-    """The token at which the cumulated weights, in id order, pass `draw` of their total.
-
-    Two levels: whole blocks, then the tokens of one block, both cumulated in float64. Tokens of
-    weight 0 are never chosen.
-
-    Args:
-        weights: [R, a multiple of the block], not negative, each row's total positive.
-        draws: float64 [R] in [0, 1).
-
-    Returns:
-        int64 [R].
-    """
-    blocks = weights.view(len(weights), -1, _BLOCK)
-    block_ends = blocks.sum(-1).double().cumsum(-1)  # [R, blocks]
-    block_ids, inside = _locate(block_ends, draws * block_ends[:, -1])
-    chosen = blocks[torch.arange(len(weights), device=weights.device), block_ids]  # [R, _BLOCK]
-    token_ids, _ = _locate(chosen.double().cumsum(-1), inside)
-    return block_ids * _BLOCK + token_ids
-
-
-def _locate(ends: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the first end past each target, kept below the last end, and the target's offset in it."""
-    limits = torch.nextafter(ends[:, -1], torch.zeros_like(targets))
-    bounded = torch.minimum(targets, limits)
-    index = torch.searchsorted(ends, bounded[:, None], right=True)
-    starts = torch.where(index > 0, ends.gather(1, (index - 1).clamp_min(0)), 0.0)
-    return index[:, 0], (bounded - starts[:, 0]).clamp_min(0.0)
+def _to(values: IntArray | FloatArray, like: Tensor) -> Tensor:
+    """The same values where another tensor lies."""
+    return torch.from_numpy(values).to(like.device)
 
 
 def gather_logprobs(

@@ -48,6 +48,18 @@ def core_op_specs() -> list[OpSpec]:
             "int block_rows, int block_columns) -> Tensor",
             "quire.ops.fp8_linear:fp8_linear",
         ),
+        OpSpec(
+            "apply_penalties",
+            "(Tensor(a!) logits, Tensor token_ids, Tensor counts, Tensor row_offsets, Tensor repetition, "
+            "Tensor frequency, Tensor presence) -> Tensor(a!)",
+            "quire.ops.sampling:apply_penalties",
+        ),
+        OpSpec("greedy_tokens", "(Tensor logits) -> Tensor", "quire.ops.sampling:greedy_tokens"),
+        OpSpec(
+            "sample_tokens",
+            "(Tensor logits, Tensor temperature, Tensor min_p, Tensor top_k, Tensor top_p, Tensor draws) -> Tensor",
+            "quire.ops.sampling:sample_tokens",
+        ),
         *(OpSpec(name, _ELEMENTWISE, f"quire.ops.activation:{name}") for name in activations),
     ]
 

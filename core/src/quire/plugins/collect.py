@@ -26,6 +26,7 @@ from quire.api.specs import (
     ReasoningParserSpec,
     Registration,
     RouteSpec,
+    StepCaptureSpec,
     ToolParserSpec,
 )
 from quire.plugins.caller import PluginCaller
@@ -39,6 +40,7 @@ REGISTER_HOOKS: Mapping[str, tuple[type, ...]] = {
     "quire_register_quantizations": (QuantizationSpec,),
     "quire_register_drafters": (DrafterSpec,),
     "quire_register_attention_backends": (AttentionBackendSpec,),
+    "quire_register_step_captures": (StepCaptureSpec,),
     "quire_register_ops": (OpSpec, OpImplSpec),
     "quire_register_policies": (PolicySpec,),
     "quire_register_logits_processors": (LogitsProcessorSpec,),
@@ -80,6 +82,7 @@ SPEC_KINDS: Mapping[type, SpecKind] = {
         "op implementation", lambda spec: f"{cast(OpImplSpec, spec).op}/{cast(OpImplSpec, spec).name}"
     ),
     AttentionBackendSpec: SpecKind("attention backend", _BY_NAME),
+    StepCaptureSpec: SpecKind("step capture", _BY_NAME),
     PolicySpec: SpecKind("policy", _BY_NAME),
     LogitsProcessorSpec: SpecKind("logits processor", _BY_NAME),
     ExecutorSpec: SpecKind("executor", _BY_NAME),

@@ -28,6 +28,7 @@ from quire.api.specs import (
     QuantizationSpec,
     ReasoningParserSpec,
     RouteSpec,
+    StepCaptureSpec,
     ToolParserSpec,
 )
 from quire.plugins.builtin import builtin_candidates
@@ -68,6 +69,7 @@ class PluginHost:
         self.ops: Registry[OpSpec] = Registry("op")
         self.op_impls: Registry[OpImplSpec] = Registry("op implementation")
         self.attention_backends: Registry[AttentionBackendSpec] = Registry("attention backend")
+        self.step_captures: Registry[StepCaptureSpec] = Registry("step capture")
         self.commands: Registry[CommandSpec] = Registry("command")
         self.quantizations: Registry[QuantizationSpec] = Registry("quantization")
         self.drafters: Registry[DrafterSpec] = Registry("drafter")

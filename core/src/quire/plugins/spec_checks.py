@@ -13,6 +13,7 @@ from quire.api.specs import (
     Placement,
     PluginInfo,
     RouteSpec,
+    StepCaptureSpec,
 )
 
 _TUPLES_OF_SPECS = ("quant_methods", "aliases", "methods")
@@ -57,9 +58,8 @@ def check_spec(spec: object, name: object) -> None:
                 f"{kind} {name!r}: {field} is {factory!r}, expected 'module:attribute' or a callable"
             )
     supports = getattr(spec, "supports", None)
-    if not (
-        callable(supports) or (supports is None and not isinstance(spec, OpImplSpec | AttentionBackendSpec))
-    ):
+    asks = isinstance(spec, OpImplSpec | AttentionBackendSpec | StepCaptureSpec)
+    if not (callable(supports) or (supports is None and not asks)):
         raise PluginError(f"{kind} {name!r}: supports is no function")
     for field in _TUPLES_OF_SPECS:
         _check_names(f"{kind} {name!r}: {field}", getattr(spec, field, ()))

@@ -149,10 +149,73 @@ def _rotary(dtype: torch.dtype) -> Iterator[OpCase]:
                 yield OpCase(name, parts, is_rowwise=True)
 
 
+def _logits(dtype: torch.dtype, random: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+    """[R, V]: odd widths, rows with gaps, ties, masked tokens, and rows that hold no token."""
+    for rows, size in ((1, 1), (3, 2), (5, 33), (4, 257), (3, 1000), (0, 8)):
+        x = 3 * _random((rows, size), dtype, random)
+        yield f"{rows} rows of {size}", x
+        yield f"{rows} rows of {size} with gaps", _rows_with_gaps(0.7 * x)
+        yield f"{rows} rows of {size} with ties", x.round()
+    masked = _random((4, 40), dtype, random)
+    masked[:, ::3], masked[1], masked[2, 5], masked[3, 7] = -torch.inf, -torch.inf, torch.inf, torch.nan
+    yield "masked tokens, rows without any, +inf, NaN", masked
+
+
+def _greedy(dtype: torch.dtype) -> Iterator[OpCase]:
+    for name, logits in _logits(dtype, torch.Generator().manual_seed(0)):
+        yield OpCase(name, (logits,), is_rowwise=True)
+    yield OpCase("transposed", (_random((6, 10), dtype, torch.Generator().manual_seed(0)).t(),))
+
+
+def _sampled(dtype: torch.dtype) -> Iterator[OpCase]:
+    random = torch.Generator().manual_seed(0)
+    for name, logits in _logits(dtype, random):
+        rows = logits.shape[0]
+        for temperature, min_p, top_k, top_p in (
+            (1.0, 0.0, 0, 1.0),
+            (0.7, 0.05, 0, 1.0),
+            (1.3, 0.0, 3, 1.0),
+            (0.9, 0.0, 0, 0.8),
+            (1.0, 0.01, 5, 0.7),
+            (0.0, 0.5, 2, 0.1),
+        ):
+            numbers = [
+                torch.full((rows,), value, dtype=torch.float64) for value in (temperature, min_p, top_p)
+            ]
+            if temperature:
+                numbers[0][2:3] = 0.0
+            draws = torch.rand(rows, generator=random, dtype=torch.float64)
+            arguments = (logits, *numbers[:2], torch.full((rows,), top_k), numbers[2], draws)
+            what = f"{name}, temperature {temperature}, min_p {min_p}, top_k {top_k}, top_p {top_p}"
+            yield OpCase(what, arguments, is_rowwise=True)
+
+
+def _penalised(dtype: torch.dtype) -> Iterator[OpCase]:
+    random = torch.Generator().manual_seed(0)
+    for rows, size, most in ((1, 1, 1), (3, 7, 4), (4, 1000, 700), (2, 33, 0), (0, 8, 0)):
+        lengths = [row % (most + 1) if row else most for row in range(rows)]
+        ids = [torch.randperm(size, generator=random)[:length] for length in lengths]
+        counts = torch.randint(0, 4, (sum(lengths),), generator=random)
+        offsets = torch.tensor([0, *itertools.accumulate(lengths)])
+        factors = (1.0 + torch.rand(rows, generator=random, dtype=torch.float64)).to(dtype)
+        others = [0.5 * _random((rows,), dtype, random) for _ in range(2)]
+        arguments = (torch.cat([torch.empty(0, dtype=torch.int64), *ids]), counts, offsets, factors, *others)
+        x = 3 * _random((rows, size), dtype, random)
+        yield OpCase(f"{most} of {size} tokens", (x, *arguments), is_rowwise=True)
+        yield OpCase(
+            f"{most} of {size} tokens, rows with gaps",
+            (_rows_with_gaps(0.7 * x), *arguments),
+            is_rowwise=True,
+        )
+
+
 _MAKERS: dict[str, Callable[[torch.dtype], Iterator[OpCase]]] = {
     "rms_norm": lambda dtype: _norm(dtype, has_bias=False),
     "layer_norm": lambda dtype: _norm(dtype, has_bias=True),
     "rotary": _rotary,
+    "apply_penalties": _penalised,
+    "greedy_tokens": _greedy,
+    "sample_tokens": _sampled,
     "silu_and_mul": lambda dtype: _elementwise(dtype, is_halved=True),
     **dict.fromkeys(("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu"), _elementwise),
 }

@@ -12,7 +12,7 @@ typedef struct {
     uint16_t *out;          /* [rows, outputs] */
     int64_t rows, inputs, outputs, row_stride;
     int32_t threads, with_amx;
-    int32_t streams_out; /* write past the caches: rows of `out` are whole cache lines, and it is large */
+    int32_t streams_out; /* set here: write past the caches */
 } Linear;
 
 #ifdef __AVX512BF16__

@@ -7,68 +7,58 @@
    A few rows are multiplied by VDPBF16PS, up to 128 by AMX as they are, more by AMX in packed blocks; without AMX all
    by VDPBF16PS. See dots.h and tiles.h. */
 
-#include <omp.h>
-#include <stdlib.h>
-
 #include "linear.h"
+#include "team.h"
 
 #ifdef __AVX512BF16__
 
 #include "dots.h"
 
 #define STREAMED_ROWS 4
-
-/* This thread's share of the panels. */
-INLINE void share(const Linear *p, int64_t *first, int64_t *last) {
-    int64_t panels = quotient_up(p->outputs, PANEL), me = omp_get_thread_num(), all = omp_get_num_threads();
-    *first = panels * me / all, *last = panels * (me + 1) / all;
-}
+#define LARGE_BYTES (1 << 20) /* outputs that a core's L2 cache cannot hold beside what they are made of */
 
 #if defined(__AMX_BF16__) && defined(__linux__)
 
 #include "tiles.h"
 
-static int linear_amx(const Linear *p) {
-    int is_packed = p->rows > MOST_PAIRS * 2 * BLOCK_ROWS || p->inputs % STEP;
+static int linear_amx(const Linear *p, int64_t first, int64_t last) {
+    if (p->rows <= MOST_PAIRS * 2 * BLOCK_ROWS && p->inputs % STEP == 0) {
+        multiply_few(p, first, last);
+        return 0;
+    }
     int64_t blocks = least(quotient_up(p->rows, BLOCK_ROWS), CHUNK_BLOCKS);
     int64_t packed_bytes = blocks * steps_of(p) * TILE_BYTES, sums_floats = SPAN * CHUNK_PAIRS * PAIR_FLOATS;
-    int64_t bytes = packed_bytes + p->threads * sums_floats * (int64_t)sizeof(float);
-    char *packed = is_packed ? aligned_alloc(64, bytes) : 0;
-    if (is_packed && !packed) return 1;
-#pragma omp parallel num_threads(p->threads) if (p->threads > 1)
-    {
-        int64_t first, last;
-        share(p, &first, &last);
-        float *sums = (float *)(packed + packed_bytes) + omp_get_thread_num() * sums_floats;
-        if (is_packed) multiply_many(p, packed, sums, first, last);
-        else multiply_few(p, first, last);
-        _mm_sfence();
-    }
-    free(packed);
+    char *packed = team_memory(packed_bytes + omp_get_num_threads() * sums_floats * (int64_t)sizeof(float));
+    if (!packed) return 1;
+    float *sums = (float *)(packed + packed_bytes) + omp_get_thread_num() * sums_floats;
+    multiply_many(p, packed, sums, first, last);
+    free_team_memory(packed);
     return 0;
 }
 
 #else
 
-static int linear_amx(const Linear *p) { return 1; }
+static int linear_amx(const Linear *p, int64_t first, int64_t last) { return 1; }
 
 #endif
 
-/* 0, or 1 where memory is short. */
-int quire_linear(const Linear *p) {
-    if (p->with_amx && p->rows > STREAMED_ROWS) return linear_amx(p);
-#pragma omp parallel num_threads(p->threads) if (p->threads > 1)
-    {
-        int64_t first, last;
-        share(p, &first, &last);
-        multiply_by_dots(p, first, last);
-        _mm_sfence();
-    }
-    return 0;
+/* The threads share the panels. */
+static int linear(const Linear *arguments) {
+    Linear p = *arguments;
+    int64_t first, last;
+    int failed = 0;
+    p.streams_out = p.outputs % LINE_ELEMENTS == 0 && p.rows * p.outputs * (int64_t)sizeof *p.out >= LARGE_BYTES;
+    team_share(quotient_up(p.outputs, PANEL), &first, &last);
+    if (p.with_amx && p.rows > STREAMED_ROWS) failed = linear_amx(&p, first, last);
+    else multiply_by_dots(&p, first, last);
+    _mm_sfence();
+    return failed;
 }
 
 #else
 
-int quire_linear(const Linear *p) { return 1; }
+static int linear(const Linear *p) { return 1; }
 
 #endif
+
+QUIRE_KERNEL(linear, Linear, linear, 0)

@@ -9,12 +9,8 @@ from torch import Tensor
 
 from quire.api.errors import ShapeError
 from quire_kernels.native.bfloat16 import MATRIX_TILES, instructions
-from quire_kernels.native.library import native_library
+from quire_kernels.native.kernel import Kernel
 from quire_kernels.native.tensors import C_LONG, C_POINTER
-
-LARGE_BYTES = 2**20
-"""Outputs that a core's L2 cache cannot hold beside what they are made of."""
-LINE_ELEMENTS = 32
 
 
 class _Arguments(ctypes.Structure):
@@ -32,8 +28,7 @@ class NativeLinear:
 
     def __init__(self, limit: int = MATRIX_TILES) -> None:
         """Bind it; `limit`: the instructions to use at most, DOT_PRODUCTS or MATRIX_TILES."""
-        self._function = native_library().quire_linear
-        self._function.argtypes = [ctypes.POINTER(_Arguments)]
+        self._kernel = Kernel("linear", _Arguments)
         self._with_amx = min(instructions(), limit) == MATRIX_TILES
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -61,10 +56,8 @@ class NativeLinear:
             x.stride(0),
             torch.get_num_threads(),
             self._with_amx,
-            out.nbytes >= LARGE_BYTES and out_features % LINE_ELEMENTS == 0,
         )
-        if self._function(arguments):
-            raise MemoryError(f"no memory for a copy of {rows} rows of {inputs} inputs")
+        self._kernel(arguments)
         return out
 
 

@@ -10,7 +10,7 @@ import torch
 
 from quire_kernels.native.library import native_library
 
-C_INT, C_LONG, C_FLOAT, C_POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+C_INT32, C_LONG, C_FLOAT, C_POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 _CODES = {torch.bfloat16: 0, torch.float32: 1}
 

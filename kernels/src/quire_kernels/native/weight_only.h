@@ -8,9 +8,7 @@
 #ifndef QUIRE_WEIGHT_ONLY_H
 #define QUIRE_WEIGHT_ONLY_H
 
-#include <omp.h>
-#include <stdlib.h>
-
+#include "team.h"
 #include "vector.h"
 
 typedef struct {
@@ -225,13 +223,6 @@ INLINE void stream_rows(const WeightOnly *p, const uint16_t *inputs, const float
     }
 }
 
-/* The part of `count` that falls to this thread. */
-INLINE void thread_share(int64_t count, int64_t *first, int64_t *last) {
-    int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-    *first = count * me / all;
-    *last = count * (me + 1) / all;
-}
-
 static void stream(const WeightOnly *p, uint16_t *inputs, float *sums) {
     if (streamed_input_bytes(p) || streamed_sums(p)) {
 #pragma omp for schedule(static) collapse(2)
@@ -240,7 +231,7 @@ static void stream(const WeightOnly *p, uint16_t *inputs, float *sums) {
     }
     const uint16_t *from = streamed_input_bytes(p) ? inputs : p->x;
     int64_t tile, last;
-    thread_share(quotient_up(p->outputs, LANES), &tile, &last);
+    team_share(quotient_up(p->outputs, LANES), &tile, &last);
     for (; tile < last; tile++) stream_rows(p, from, sums, tile);
 }
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quire.api.errors import ShapeError
 from quire_kernels.native.bfloat16 import MATRIX_TILES, instructions
-from quire_kernels.native.library import native_library
+from quire_kernels.native.kernel import Kernel
 from quire_kernels.native.tensors import C_LONG, C_POINTER
 
 _SCALE_CODES = {torch.bfloat16: 0, torch.float32: 1, torch.float16: 2}
@@ -35,8 +35,7 @@ class WeightOnlyLinear:
             bits: 4 or 8.
             limit: the instructions to use at most, DOT_PRODUCTS or MATRIX_TILES.
         """
-        self._function = native_library()[f"quire_w{bits}a16_linear"]
-        self._function.argtypes = [ctypes.POINTER(_Arguments)]
+        self._kernel = Kernel(f"w{bits}a16_linear", _Arguments)
         self.bits = bits
         self._with_amx = min(instructions(), limit) == MATRIX_TILES
 
@@ -81,8 +80,7 @@ class WeightOnlyLinear:
             torch.get_num_threads(),
             self._with_amx,
         )
-        if self._function(arguments):
-            raise MemoryError(f"no memory for a copy of {rows} rows of {inputs} inputs")
+        self._kernel(arguments)
         return out
 
     def _check(self, dtype: torch.dtype, weight: Tensor, inputs: int, out_features: int) -> None:

@@ -302,7 +302,7 @@ INLINE void multiply(const Blocks *b, float *sums) {
     if (b->p->with_amx) configure_tiles(b);
     Panel panel __attribute__((aligned(64)));
     int64_t first, last;
-    thread_share(quotient_up(b->tiles, b->panel_tiles), &first, &last);
+    team_share(quotient_up(b->tiles, b->panel_tiles), &first, &last);
     first *= b->panel_tiles, last *= b->panel_tiles;
     for (int64_t block = 0; block < b->blocks; block += b->chunk_blocks)
         for (int64_t tile = first; tile < last; tile += SPAN_TILES)
@@ -319,16 +319,15 @@ static int weight_only_linear(const WeightOnly *p) {
     int64_t float_bytes = sizeof(float);
     int64_t inputs = whole_lines(is_streamed ? streamed_input_bytes(p) : b.blocks * block_bytes(&b));
     int64_t sums = SPAN_TILES * sums_stride(&b);
-    int64_t more = is_streamed ? streamed_sums(p) : p->threads * sums;
+    int64_t more = is_streamed ? streamed_sums(p) : omp_get_num_threads() * sums;
     int64_t bytes = inputs + whole_lines(more * float_bytes);
-    char *memory = bytes ? aligned_alloc(64, bytes) : 0;
+    char *memory = bytes ? team_memory(bytes) : 0;
     if (bytes && !memory) return 1;
     b.inputs = memory;
     float *floats = (float *)(memory + inputs);
-#pragma omp parallel num_threads(p->threads) if (p->threads > 1)
     if (is_streamed) stream(p, (uint16_t *)memory, floats);
     else multiply(&b, floats + omp_get_thread_num() * sums);
-    free(memory);
+    if (bytes) free_team_memory(memory);
     return 0;
 }
 

@@ -5,28 +5,25 @@
    others leave a partial result (largest score, sum of weights, weighted values) that is merged at the
    end (flash-decoding; Dao et al. 2023). Scores, softmax and sums are float32. */
 
-#include <omp.h>
-
+#include "paged.h"
+#include "team.h"
 #include "vector.h"
 
 #define TILE 64                    /* tokens whose scores are held at a time */
 #define CACHE_LINE 64
 #define MAX_VECTORS 32             /* head sizes up to 512 */
 
+/* What is decoded: of PagedAttention and its step. */
 typedef struct {
-    const void *query;             /* [rows, H, D], row_stride elements from row to row */
-    const void *cache;
-    const int32_t *block_tables;   /* [rows, table_stride] */
-    const int32_t *seq_lens;       /* [rows] */
-    const int32_t *tasks;          /* [num_tasks, 4]: row, first token, last token (exclusive), partial or -1 */
-    const int32_t *merges;         /* [num_merges, 3]: row, first partial, number of partials */
-    const float *slopes;           /* [H] or null */
-    float *partials;               /* [partials, H, D + 2] */
-    void *output;                  /* [rows, H, D] */
+    const void *query, *cache;
+    const int32_t *block_tables, *seq_lens, *tasks, *merges;
+    const float *slopes;
+    float *partials;
+    void *output;
     int64_t row_stride, table_stride, num_tasks, num_merges;
-    int64_t num_heads, num_kv_heads, head_size, block_size, window; /* window 0: none */
-    float scale, logit_cap;        /* cap 0: none */
-    int32_t dtype, threads;
+    int64_t num_heads, num_kv_heads, head_size, block_size, window;
+    float scale, logit_cap;
+    int32_t dtype;
 } PagedDecode;
 
 /* Tokens of a row's context, in order. */
@@ -281,39 +278,58 @@ INLINE void dispatch(int dtype, const PagedDecode *p, const int32_t *task, const
 }
 
 /* Tasks are dealt out in turn, so that each thread knows its next one. */
-void quire_paged_decode(const PagedDecode *p) {
+static void decode(const PagedDecode *p) {
     int vectors = (int)((p->head_size + LANES - 1) / LANES);
     int64_t padded = (int64_t)vectors * LANES, heads = p->num_heads;
-#pragma omp parallel num_threads(p->threads) if (p->threads > 1)
-    {
-        float query[heads * padded], values[heads * padded], totals[heads], largest[heads];
-        int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-        for (int64_t i = me; i < p->num_tasks; i += all) {
-            const int32_t *task = p->tasks + 4 * i, *next = i + all < p->num_tasks ? task + 4 * all : 0;
-            if (p->dtype == DTYPE_BFLOAT16)
-                dispatch(DTYPE_BFLOAT16, p, task, next, i == me, vectors, query, values, totals, largest);
-            else dispatch(DTYPE_FLOAT32, p, task, next, i == me, vectors, query, values, totals, largest);
-        }
-        if (p->num_merges) {
+    float query[heads * padded], values[heads * padded], totals[heads], largest[heads];
+    int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+    for (int64_t i = me; i < p->num_tasks; i += all) {
+        const int32_t *task = p->tasks + 4 * i, *next = i + all < p->num_tasks ? task + 4 * all : 0;
+        if (p->dtype == DTYPE_BFLOAT16)
+            dispatch(DTYPE_BFLOAT16, p, task, next, i == me, vectors, query, values, totals, largest);
+        else dispatch(DTYPE_FLOAT32, p, task, next, i == me, vectors, query, values, totals, largest);
+    }
+    if (!p->num_merges) return;
 #pragma omp barrier
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < p->num_merges; i++) {
-                if (p->dtype == DTYPE_BFLOAT16) merge(DTYPE_BFLOAT16, p, p->merges + 3 * i);
-                else merge(DTYPE_FLOAT32, p, p->merges + 3 * i);
-            }
-        }
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t i = 0; i < p->num_merges; i++) {
+        if (p->dtype == DTYPE_BFLOAT16) merge(DTYPE_BFLOAT16, p, p->merges + 3 * i);
+        else merge(DTYPE_FLOAT32, p, p->merges + 3 * i);
     }
 }
 
-/* Writes keys and values [tokens, K, D], with `stride` elements from token to token, to their slots. */
-void quire_write_kv(int dtype, const void *key, const void *value, void *cache, const int64_t *slots,
-                    int64_t tokens, int64_t key_stride, int64_t value_stride, int64_t width, int threads) {
-    int64_t bytes = element_size(dtype), size = width * bytes;
-    if (tokens * size < 1 << 18) threads = 1;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t token = 0; token < tokens; token++) {
-        char *to = (char *)cache + slots[token] * 2 * size;
-        memcpy(to, (const char *)key + token * key_stride * bytes, size);
-        memcpy(to + size, (const char *)value + token * value_stride * bytes, size);
-    }
+static int paged_attention(const PagedAttention *a) {
+    const PagedStep *step = a->step;
+    decode(&(PagedDecode){
+        .query = a->query, .cache = a->cache, .block_tables = step->block_tables, .seq_lens = step->seq_lens,
+        .tasks = step->tasks, .merges = step->merges, .slopes = a->slopes, .partials = step->partials,
+        .output = a->output, .row_stride = a->row_stride, .table_stride = step->table_stride,
+        .num_tasks = step->num_tasks, .num_merges = step->num_merges, .num_heads = a->num_heads,
+        .num_kv_heads = a->num_kv_heads, .head_size = a->head_size, .block_size = step->block_size,
+        .window = a->window, .scale = a->scale, .logit_cap = a->logit_cap, .dtype = a->dtype});
+    return step->num_pieces && a->dtype == DTYPE_BFLOAT16 ? paged_prefill(a) : 0;
 }
+
+QUIRE_KERNEL(paged_attention, PagedAttention, paged_attention, p->step->num_tasks <= 1 && !p->step->num_pieces)
+
+typedef struct {
+    const void *key, *value; /* [rows, K, D], strides in elements from token to token */
+    void *cache;
+    const int64_t *slots; /* [rows] */
+    int64_t rows, key_stride, value_stride, width;
+    int32_t dtype, threads;
+} WriteKv;
+
+/* Writes keys and values to their slots. */
+static int write_kv(const WriteKv *p) {
+    int64_t bytes = element_size(p->dtype), size = p->width * bytes, token, last;
+    team_share(p->rows, &token, &last);
+    for (; token < last; token++) {
+        char *to = (char *)p->cache + p->slots[token] * 2 * size;
+        memcpy(to, (const char *)p->key + token * p->key_stride * bytes, size);
+        memcpy(to + size, (const char *)p->value + token * p->value_stride * bytes, size);
+    }
+    return 0;
+}
+
+QUIRE_KERNEL(write_kv, WriteKv, write_kv, p->rows *p->width * element_size(p->dtype) < 1 << 18)

@@ -17,8 +17,8 @@ from quire.api.protocols import AttentionParams
 from quire.ops.attention_groups import RowGroup, group_rows
 from quire.ops.paged_attention import TorchPagedAttention
 from quire_kernels.native.bfloat16 import DOT_PRODUCTS, MATRIX_TILES, instructions
-from quire_kernels.native.library import native_library
-from quire_kernels.native.tensors import C_FLOAT, C_INT, C_LONG, C_POINTER, dtype_code, function
+from quire_kernels.native.kernel import Kernel, SharedArguments
+from quire_kernels.native.tensors import C_FLOAT, C_INT32, C_LONG, C_POINTER, dtype_code
 
 MIN_PIECE = 256
 """Tokens of the smallest piece that a context is cut into; shorter ones cost more than they balance."""
@@ -32,55 +32,60 @@ TASKS_PER_THREAD = 4
 Int32Array = NDArray[np.int32]
 
 
-class _PagedDecode(ctypes.Structure):
-    """The arguments of `quire_paged_decode`; see native.c."""
+class _PagedStep(ctypes.Structure):
+    """`PagedStep` of paged.h."""
 
     _fields_ = [
-        *((name, C_POINTER) for name in ("query", "cache", "block_tables", "seq_lens")),
-        *((name, C_POINTER) for name in ("tasks", "merges", "slopes", "partials", "output")),
-        *((name, C_LONG) for name in ("row_stride", "table_stride", "num_tasks", "num_merges")),
-        *((name, C_LONG) for name in ("num_heads", "num_kv_heads", "head_size", "block_size", "window")),
-        *((name, C_FLOAT) for name in ("scale", "logit_cap")),
-        *((name, ctypes.c_int32) for name in ("dtype", "threads")),
+        *(
+            (name, C_POINTER)
+            for name in ("block_tables", "seq_lens", "tasks", "merges", "pieces", "partials")
+        ),
+        *((name, C_LONG) for name in ("table_stride", "block_size", "num_tasks", "num_merges", "num_pieces")),
+        ("most_tokens", C_LONG),
     ]
 
 
-class _PagedPrefill(ctypes.Structure):
-    """The arguments of `quire_paged_prefill`; see prefill.c."""
+class _PagedAttention(ctypes.Structure):
+    """`PagedAttention` of paged.h."""
 
     _fields_ = [
-        *((name, C_POINTER) for name in ("query", "cache", "block_tables", "tasks", "slopes", "output")),
-        *((name, C_LONG) for name in ("row_stride", "table_stride", "num_tasks", "most_tokens")),
-        *((name, C_LONG) for name in ("num_heads", "num_kv_heads", "head_size", "block_size", "window")),
+        *((name, C_POINTER) for name in ("step", "query", "cache", "slopes", "output")),
+        *((name, C_LONG) for name in ("row_stride", "num_heads", "num_kv_heads", "head_size", "window")),
         *((name, C_FLOAT) for name in ("scale", "logit_cap")),
-        *((name, ctypes.c_int32) for name in ("threads", "with_amx")),
+        *((name, C_INT32) for name in ("dtype", "with_amx", "threads")),
     ]
 
 
-_decode = function("quire_paged_decode", (ctypes.POINTER(_PagedDecode),))
-_prefill = native_library().quire_paged_prefill
-_prefill.argtypes = [ctypes.POINTER(_PagedPrefill)]
-_write_kv = function(
-    "quire_write_kv",
-    (C_INT, C_POINTER, C_POINTER, C_POINTER, C_POINTER, C_LONG, C_LONG, C_LONG, C_LONG, C_INT),
-)
+class _WriteKv(ctypes.Structure):
+    """`WriteKv` of native.c."""
+
+    _fields_ = [
+        *((name, C_POINTER) for name in ("key", "value", "cache", "slots")),
+        *((name, C_LONG) for name in ("rows", "key_stride", "value_stride", "width")),
+        *((name, C_INT32) for name in ("dtype", "threads")),
+    ]
+
+
+_paged_attention = Kernel("paged_attention", _PagedAttention)
+_write_kv = Kernel("write_kv", _WriteKv)
 
 
 @dataclass(slots=True)
-class NativeStep:
+class NativeStep(SharedArguments):
     """What `prepare` makes of a batch.
 
     Attributes:
-        decode, prefill: arguments of the C kernels, the layer's own excepted; None: there are no such rows.
+        arguments: of the C kernels, as far as the layers share them.
         arrays: that they point to.
         num_partials: partial results of decode rows that one layer leaves.
+        partials: room for them.
         groups: the longer rows for torch, made by the first layer that needs them.
     """
 
-    decode: _PagedDecode | None
-    prefill: _PagedPrefill | None
+    arguments: _PagedStep
     arrays: tuple[Int32Array, ...]
     num_partials: int
+    partials: Tensor | None = None
     groups: list[RowGroup] | None = None
 
 
@@ -100,40 +105,37 @@ class NativePagedAttention(TorchPagedAttention):
     def __init__(self, limit: int = MATRIX_TILES) -> None:
         super().__init__()
         self._partials = torch.empty(0)
+        self._widest = 0
         self._slopes: dict[tuple[float, ...], Tensor] = {}
         self._instructions = min(instructions(), limit)
+
+    def kv_cache_shape(self, num_blocks: int, block_size: int, params: AttentionParams) -> tuple[int, ...]:
+        """See TorchPagedAttention."""
+        self._widest = max(self._widest, _partial_size(params))
+        return super().kv_cache_shape(num_blocks, block_size, params)
 
     def prepare(self, batch: ForwardBatch) -> NativeStep:  # type: ignore[override]  # each backend reads its own
         """Cut the contexts of decode rows, and the queries of the others, into tasks."""
         threads, num_decode = torch.get_num_threads(), batch.num_decode_rows
-        common = {
-            "block_tables": batch.block_tables.data_ptr(),
-            "table_stride": batch.block_tables.stride(0),
-            "block_size": batch.block_size,
-        }
         tasks, merges, num_partials = cut_contexts(batch.context_lens[:num_decode], threads)
-        decode = prefill = None
-        if num_decode:
-            decode = _PagedDecode(
-                **common,
-                seq_lens=batch.seq_lens.data_ptr(),
-                tasks=tasks.ctypes.data,
-                merges=merges.ctypes.data,
-                num_tasks=len(tasks),
-                num_merges=len(merges),
-                threads=threads if len(tasks) > 1 else 1,
-            )
         pieces = cut_queries(batch.query_lens, batch.context_lens, num_decode, threads)
-        if len(pieces):
-            prefill = _PagedPrefill(
-                **common,
-                tasks=pieces.ctypes.data,
-                num_tasks=len(pieces),
-                most_tokens=int(pieces[:, 2].max()),
-                threads=threads,
-                with_amx=self._instructions == MATRIX_TILES,
-            )
-        return NativeStep(decode, prefill, (tasks, merges, pieces), num_partials)
+        arguments = _PagedStep(
+            block_tables=batch.block_tables.data_ptr(),
+            seq_lens=batch.seq_lens.data_ptr(),
+            tasks=tasks.ctypes.data,
+            merges=merges.ctypes.data,
+            table_stride=batch.block_tables.stride(0),
+            block_size=batch.block_size,
+            num_tasks=len(tasks),
+            num_merges=len(merges),
+        )
+        if len(pieces) and self._instructions >= DOT_PRODUCTS:
+            arguments.pieces = pieces.ctypes.data
+            arguments.num_pieces = len(pieces)
+            arguments.most_tokens = int(pieces[:, 2].max())
+        step = NativeStep(arguments, (tasks, merges, pieces), num_partials)
+        self._reserve(step, self._widest)
+        return step
 
     def forward(
         self,
@@ -158,26 +160,44 @@ class NativePagedAttention(TorchPagedAttention):
             )
         num_tokens, num_heads, head_size = query.shape
         code, width = dtype_code(query.dtype), params.num_kv_heads * head_size
+        threads = torch.get_num_threads()
         _write_kv(
-            code,
-            key.data_ptr(),
-            value.data_ptr(),
-            kv_cache.data_ptr(),
-            batch.slot_mapping.data_ptr(),
-            num_tokens,
-            key.stride(0),
-            value.stride(0),
-            width,
-            torch.get_num_threads(),
+            _WriteKv(
+                key.data_ptr(),
+                value.data_ptr(),
+                kv_cache.data_ptr(),
+                batch.slot_mapping.data_ptr(),
+                num_tokens,
+                key.stride(0),
+                value.stride(0),
+                width,
+                code,
+                threads,
+            )
         )
         output = torch.empty((num_tokens, num_heads, head_size), dtype=query.dtype)
-        if step.decode is not None:
-            self._decode(query, kv_cache, params, step, output)
-        if step.prefill is not None and query.dtype == torch.bfloat16 and self._instructions >= DOT_PRODUCTS:
-            self._set_layer(step.prefill, query, kv_cache, params, output)
-            if _prefill(step.prefill):
-                raise MemoryError(f"no memory for attention of {num_tokens} tokens")
-        elif step.prefill is not None:
+        self._reserve(step, _partial_size(params))
+        _paged_attention(
+            _PagedAttention(
+                ctypes.addressof(step.arguments),
+                query.data_ptr(),
+                kv_cache.data_ptr(),
+                self._slopes_of(params),
+                output.data_ptr(),
+                query.stride(0),
+                num_heads,
+                params.num_kv_heads,
+                head_size,
+                params.window or 0,
+                params.scale,
+                params.logit_cap or 0.0,
+                code,
+                self._instructions == MATRIX_TILES,
+                threads,
+            )
+        )
+        is_native = query.dtype == torch.bfloat16 and self._instructions >= DOT_PRODUCTS
+        if num_tokens > batch.num_decode_rows and not is_native:
             if step.groups is None:
                 step.groups = group_rows(batch, with_decodes=False).groups
             cache = kv_cache.view(-1, 2 * width)
@@ -185,38 +205,12 @@ class NativePagedAttention(TorchPagedAttention):
                 self.attend_group(group, (query, key, value), cache, params, output)
         return output.view(num_tokens, num_heads * head_size)
 
-    def _decode(
-        self, query: Tensor, kv_cache: Tensor, params: AttentionParams, step: NativeStep, output: Tensor
-    ) -> None:
-        size = step.num_partials * params.num_heads * (params.head_size + 2)
-        if self._partials.numel() < size:
-            self._partials = torch.empty(size)
-        arguments = step.decode
-        if arguments is not None:
-            self._set_layer(arguments, query, kv_cache, params, output)
-            arguments.partials = self._partials.data_ptr()
-            arguments.dtype = dtype_code(query.dtype)
-            _decode(arguments)
-
-    def _set_layer(
-        self,
-        arguments: _PagedDecode | _PagedPrefill,
-        query: Tensor,
-        kv_cache: Tensor,
-        params: AttentionParams,
-        output: Tensor,
-    ) -> None:
-        arguments.query = query.data_ptr()
-        arguments.cache = kv_cache.data_ptr()
-        arguments.slopes = self._slopes_of(params)
-        arguments.output = output.data_ptr()
-        arguments.row_stride = query.stride(0)
-        arguments.num_heads = params.num_heads
-        arguments.num_kv_heads = params.num_kv_heads
-        arguments.head_size = params.head_size
-        arguments.window = params.window or 0
-        arguments.scale = params.scale
-        arguments.logit_cap = params.logit_cap or 0.0
+    def _reserve(self, step: NativeStep, size: int) -> None:
+        """Room for a step's partial results, each of `size` floats."""
+        if self._partials.numel() < step.num_partials * size:
+            self._partials = torch.empty(step.num_partials * size)
+        step.partials = self._partials
+        step.arguments.partials = self._partials.data_ptr()
 
     def _slopes_of(self, params: AttentionParams) -> int | None:
         if params.alibi_slopes is None:
@@ -224,6 +218,10 @@ class NativePagedAttention(TorchPagedAttention):
         if params.alibi_slopes not in self._slopes:
             self._slopes[params.alibi_slopes] = torch.tensor(params.alibi_slopes, dtype=torch.float32)
         return self._slopes[params.alibi_slopes].data_ptr()
+
+
+def _partial_size(params: AttentionParams) -> int:
+    return params.num_heads * (params.head_size + 2)
 
 
 def cut_contexts(context_lens: list[int], threads: int) -> tuple[Int32Array, Int32Array, int]:

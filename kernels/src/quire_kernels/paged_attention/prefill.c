@@ -13,23 +13,22 @@
    depend on how the prompt was cut into steps. */
 
 #include <math.h>
-#include <omp.h>
-#include <stdlib.h>
 
 #include "amx.h"
+#include "paged.h"
+#include "team.h"
 #include "vector.h"
 
+/* What is attended: of PagedAttention and its step. */
 typedef struct {
-    const uint16_t *query;       /* [tokens, H, D], row_stride elements from token to token */
-    const uint16_t *cache;       /* [slots, 2 * K, D] */
-    const int32_t *block_tables; /* [rows, table_stride] */
-    const int32_t *tasks;        /* [num_tasks, 4]: row, first token, tokens, position of the first one */
-    const float *slopes;         /* [H] or null */
-    uint16_t *output;            /* [tokens, H, D] */
-    int64_t row_stride, table_stride, num_tasks, most_tokens;
-    int64_t num_heads, num_kv_heads, head_size, block_size, window; /* window 0: none */
-    float scale, logit_cap;                                         /* cap 0: none */
-    int32_t threads, with_amx;
+    const uint16_t *query, *cache;
+    const int32_t *block_tables, *tasks;
+    const float *slopes;
+    uint16_t *output;
+    int64_t row_stride, table_stride;
+    int64_t num_heads, num_kv_heads, head_size, block_size, window;
+    float scale, logit_cap;
+    int32_t with_amx;
 } PagedPrefill;
 
 #ifdef __AVX512BF16__
@@ -50,27 +49,29 @@ static void attend(const PagedPrefill *p, const int32_t *task, int64_t kv_head, 
     for (int64_t block = 0; block < blocks; block++) end_block(p, s, block);
 }
 
-/* 0, or 1 where memory is short. */
-int quire_paged_prefill(const PagedPrefill *p) {
-    int64_t blocks = (p->most_tokens * (p->num_heads / p->num_kv_heads) + COLUMNS - 1) / COLUMNS;
-    int64_t bytes = scratch_bytes(p, blocks), units = p->num_tasks * p->num_kv_heads;
-    char *memory = aligned_alloc(64, p->threads * bytes);
+int paged_prefill(const PagedAttention *a) {
+    const PagedStep *step = a->step;
+    PagedPrefill p = {.query = a->query, .cache = a->cache, .block_tables = step->block_tables, .tasks = step->pieces,
+                      .slopes = a->slopes, .output = a->output, .row_stride = a->row_stride,
+                      .table_stride = step->table_stride, .num_heads = a->num_heads, .num_kv_heads = a->num_kv_heads,
+                      .head_size = a->head_size, .block_size = step->block_size, .window = a->window,
+                      .scale = a->scale, .logit_cap = a->logit_cap, .with_amx = a->with_amx};
+    int64_t blocks = (step->most_tokens * (p.num_heads / p.num_kv_heads) + COLUMNS - 1) / COLUMNS;
+    int64_t bytes = scratch_bytes(&p, blocks), units = step->num_pieces * p.num_kv_heads;
+    char *memory = team_memory(omp_get_num_threads() * bytes);
     if (!memory) return 1;
-#pragma omp parallel num_threads(p->threads) if (p->threads > 1)
-    {
-        Scratch scratch = scratch_at(p, memory + omp_get_thread_num() * bytes, blocks);
-        begin_products(p->with_amx);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t unit = 0; unit < units; unit++)
-            attend(p, p->tasks + 4 * (unit / p->num_kv_heads), unit % p->num_kv_heads, &scratch);
-        end_products(p->with_amx);
-    }
-    free(memory);
+    Scratch scratch = scratch_at(&p, memory + omp_get_thread_num() * bytes, blocks);
+    begin_products(p.with_amx);
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t unit = 0; unit < units; unit++)
+        attend(&p, p.tasks + 4 * (unit / p.num_kv_heads), unit % p.num_kv_heads, &scratch);
+    end_products(p.with_amx);
+    free_team_memory(memory);
     return 0;
 }
 
 #else
 
-int quire_paged_prefill(const PagedPrefill *p) { return 1; }
+int paged_prefill(const PagedAttention *a) { return 1; }
 
 #endif

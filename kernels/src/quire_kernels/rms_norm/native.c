@@ -1,32 +1,39 @@
 /* x / sqrt(mean(x^2) + eps) in float32, rounded to x's type, times the weight. */
 
+#include "team.h"
 #include "vector.h"
 
-INLINE void norm_rows(int dtype, const void *x, const void *weight, void *out, int64_t first, int64_t last,
-                      int64_t size, int64_t stride, float eps) {
-    for (int64_t row = first; row < last; row++) {
-        const void *from = element(dtype, x, row * stride);
-        vec squares = {};
-        for (int64_t at = 0; at < size; at += LANES) {
-            vec value = load_some(dtype, from, at, size);
-            squares += value * value;
-        }
-        float inverse = 1.0f / sqrtf(sum_lanes(squares) / (float)size + eps);
-        void *to = (char *)out + row * size * element_size(dtype);
-        for (int64_t at = 0; at < size; at += LANES) {
-            vec normed = round_to(dtype, load_some(dtype, from, at, size) * inverse);
-            store_some(dtype, to, at, normed * load_some(dtype, weight, at, size), size);
-        }
+typedef struct {
+    const void *x, *weight; /* [rows, size], row_stride elements from row to row; [size] */
+    void *out;              /* [rows, size], contiguous */
+    int64_t rows, size, row_stride;
+    float eps;
+    int32_t dtype, threads;
+} RmsNorm;
+
+INLINE void norm_row(int dtype, const RmsNorm *p, int64_t row) {
+    const void *from = element(dtype, p->x, row * p->row_stride);
+    vec squares = {};
+    for (int64_t at = 0; at < p->size; at += LANES) {
+        vec value = load_some(dtype, from, at, p->size);
+        squares += value * value;
+    }
+    float inverse = 1.0f / sqrtf(sum_lanes(squares) / (float)p->size + p->eps);
+    void *to = (char *)p->out + row * p->size * element_size(dtype);
+    for (int64_t at = 0; at < p->size; at += LANES) {
+        vec normed = round_to(dtype, load_some(dtype, from, at, p->size) * inverse);
+        store_some(dtype, to, at, normed * load_some(dtype, p->weight, at, p->size), p->size);
     }
 }
 
-/* x: [rows, size] with `stride` elements from row to row; out: [rows, size], contiguous. */
-void quire_rms_norm(int dtype, const void *x, const void *weight, void *out, int64_t rows, int64_t size,
-                    int64_t stride, float eps, int threads) {
-    if (rows * size < 16384) threads = 1;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t row = 0; row < rows; row++) {
-        if (dtype == DTYPE_BFLOAT16) norm_rows(DTYPE_BFLOAT16, x, weight, out, row, row + 1, size, stride, eps);
-        else norm_rows(DTYPE_FLOAT32, x, weight, out, row, row + 1, size, stride, eps);
+static int rms_norm(const RmsNorm *p) {
+    int64_t row, last;
+    team_share(p->rows, &row, &last);
+    for (; row < last; row++) {
+        if (p->dtype == DTYPE_BFLOAT16) norm_row(DTYPE_BFLOAT16, p, row);
+        else norm_row(DTYPE_FLOAT32, p, row);
     }
+    return 0;
 }
+
+QUIRE_KERNEL(rms_norm, RmsNorm, rms_norm, p->rows *p->size < 16384)

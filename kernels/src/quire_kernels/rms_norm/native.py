@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
-from quire_kernels.native.tensors import C_FLOAT, C_INT, C_LONG, C_POINTER, dtype_code, function
+from quire_kernels.native.kernel import Kernel
+from quire_kernels.native.tensors import C_FLOAT, C_INT32, C_LONG, C_POINTER, dtype_code
 
-_rms_norm = function(
-    "quire_rms_norm", (C_INT, C_POINTER, C_POINTER, C_POINTER, C_LONG, C_LONG, C_LONG, C_FLOAT, C_INT)
-)
+
+class _RmsNorm(ctypes.Structure):
+    """`RmsNorm` of native.c."""
+
+    _fields_ = [
+        *((name, C_POINTER) for name in ("x", "weight", "out")),
+        *((name, C_LONG) for name in ("rows", "size", "row_stride")),
+        ("eps", C_FLOAT),
+        *((name, C_INT32) for name in ("dtype", "threads")),
+    ]
+
+
+_rms_norm = Kernel("rms_norm", _RmsNorm)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -18,14 +31,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, size).contiguous()
     out = torch.empty(rows.shape, dtype=x.dtype)
     _rms_norm(
-        dtype_code(x.dtype),
-        rows.data_ptr(),
-        weight.data_ptr(),
-        out.data_ptr(),
-        rows.shape[0],
-        size,
-        rows.stride(0),
-        eps,
-        torch.get_num_threads(),
+        _RmsNorm(
+            rows.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            rows.shape[0],
+            size,
+            rows.stride(0),
+            eps,
+            dtype_code(x.dtype),
+            torch.get_num_threads(),
+        )
     )
     return out.view(x.shape)

@@ -1,5 +1,6 @@
 /* Rotates feature pairs (a, b) to (a cos - b sin, b cos + a sin), in place; each product is rounded. */
 
+#include "team.h"
 #include "vector.h"
 
 INLINE void rotate_halves(int dtype, void *head, const void *cos, const void *sin, int64_t half) {
@@ -40,19 +41,30 @@ INLINE void rotate_token(int dtype, const Heads *x, int64_t token, const void *c
     }
 }
 
-/* Queries and keys; cos, sin: [tokens, half], contiguous. */
-void quire_rotary(int dtype, void *query, void *key, const void *cos, const void *sin, int64_t tokens,
-                  int64_t query_heads, int64_t query_token_stride, int64_t query_head_stride, int64_t key_heads,
-                  int64_t key_token_stride, int64_t key_head_stride, int64_t half, int interleaved, int threads) {
-    Heads both[2] = {{query, query_heads, query_token_stride, query_head_stride},
-                     {key, key_heads, key_token_stride, key_head_stride}};
-    if (tokens * (query_heads + key_heads) * half < 8192) threads = 1;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t token = 0; token < tokens; token++) {
-        const void *c = element(dtype, cos, token * half), *s = element(dtype, sin, token * half);
-        for (int i = 0; i < 2; i++) {
-            if (dtype == DTYPE_BFLOAT16) rotate_token(DTYPE_BFLOAT16, &both[i], token, c, s, half, interleaved);
-            else rotate_token(DTYPE_FLOAT32, &both[i], token, c, s, half, interleaved);
-        }
-    }
+typedef struct {
+    void *query, *key;
+    const void *cos, *sin; /* [rows, half], contiguous */
+    int64_t rows;          /* tokens */
+    int64_t query_heads, query_token_stride, query_head_stride, key_heads, key_token_stride, key_head_stride, half;
+    int32_t interleaved, dtype, threads;
+} Rotary;
+
+INLINE void rotate(int dtype, const Rotary *p, int64_t token) {
+    Heads query = {p->query, p->query_heads, p->query_token_stride, p->query_head_stride};
+    Heads key = {p->key, p->key_heads, p->key_token_stride, p->key_head_stride};
+    const void *cos = element(dtype, p->cos, token * p->half), *sin = element(dtype, p->sin, token * p->half);
+    rotate_token(dtype, &query, token, cos, sin, p->half, p->interleaved);
+    rotate_token(dtype, &key, token, cos, sin, p->half, p->interleaved);
 }
+
+static int rotary(const Rotary *p) {
+    int64_t token, last;
+    team_share(p->rows, &token, &last);
+    for (; token < last; token++) {
+        if (p->dtype == DTYPE_BFLOAT16) rotate(DTYPE_BFLOAT16, p, token);
+        else rotate(DTYPE_FLOAT32, p, token);
+    }
+    return 0;
+}
+
+QUIRE_KERNEL(rotary, Rotary, rotary, p->rows *(p->query_heads + p->key_heads) * p->half < 8192)

@@ -1,23 +1,36 @@
 /* silu(x[:, :size]) * x[:, size:], the first factor rounded to x's type. */
 
+#include "team.h"
 #include "vector.h"
 
-INLINE void combine_row(int dtype, const void *x, void *out, int64_t row, int64_t size) {
-    const void *gates = element(dtype, x, 2 * row * size), *ups = element(dtype, x, (2 * row + 1) * size);
-    void *to = (char *)out + row * size * element_size(dtype);
-    for (int64_t at = 0; at < size; at += LANES) {
-        vec gate = load_some(dtype, gates, at, size);
+typedef struct {
+    const void *x; /* [rows, 2 * size] */
+    void *out;     /* [rows, size] */
+    int64_t rows, size;
+    int32_t dtype, threads;
+} SiluAndMul;
+
+#define PIECE 512 /* elements of a row that are one piece of work */
+
+INLINE void combine(int dtype, const SiluAndMul *p, int64_t row, int64_t first, int64_t last) {
+    const void *gates = element(dtype, p->x, 2 * row * p->size), *ups = element(dtype, p->x, (2 * row + 1) * p->size);
+    void *to = (char *)p->out + row * p->size * element_size(dtype);
+    for (int64_t at = first; at < last; at += LANES) {
+        vec gate = load_some(dtype, gates, at, last);
         vec activated = round_to(dtype, gate / (1.0f + exponential(-gate)));
-        store_some(dtype, to, at, activated * load_some(dtype, ups, at, size), size);
+        store_some(dtype, to, at, activated * load_some(dtype, ups, at, last), last);
     }
 }
 
-/* x: [rows, 2 * size], out: [rows, size], both contiguous. */
-void quire_silu_and_mul(int dtype, const void *x, void *out, int64_t rows, int64_t size, int threads) {
-    if (rows * size < 8192) threads = 1;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t row = 0; row < rows; row++) {
-        if (dtype == DTYPE_BFLOAT16) combine_row(DTYPE_BFLOAT16, x, out, row, size);
-        else combine_row(DTYPE_FLOAT32, x, out, row, size);
+static int silu_and_mul(const SiluAndMul *p) {
+    int64_t pieces = (p->size + PIECE - 1) / PIECE, piece, last;
+    team_share(p->rows * pieces, &piece, &last);
+    for (; piece < last; piece++) {
+        int64_t row = piece / pieces, first = piece % pieces * PIECE, end = first + PIECE < p->size ? first + PIECE : p->size;
+        if (p->dtype == DTYPE_BFLOAT16) combine(DTYPE_BFLOAT16, p, row, first, end);
+        else combine(DTYPE_FLOAT32, p, row, first, end);
     }
+    return 0;
 }
+
+QUIRE_KERNEL(silu_and_mul, SiluAndMul, silu_and_mul, p->rows *p->size < 8192)

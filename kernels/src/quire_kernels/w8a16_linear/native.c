@@ -4,4 +4,4 @@
 
 #include "weight_only_blocks.h"
 
-int quire_w8a16_linear(const WeightOnly *p) { return weight_only_linear(p); }
+QUIRE_KERNEL(w8a16_linear, WeightOnly, weight_only_linear, 0)

@@ -5,6 +5,7 @@
    multiplied, the next is asked for. Products and sums are exact, modulo 2^32 until 128 * sum(q_x) is subtracted. */
 
 #include "amx.h"
+#include "team.h"
 #include "vector.h"
 
 /* What the CPU multiplies 8-bit integers with. */
@@ -32,14 +33,12 @@ typedef struct {
     const float *input_scale;  /* [1], or null: by row */
     const void *bias;          /* [outputs] or null */
     void *out;                 /* [rows, outputs] */
-    void *scratch;             /* (rows + 16) * (inputs + 72) bytes, 64-byte aligned */
     int64_t rows, inputs, outputs, stride;
     int32_t dtype, threads, instructions;
 } W8A8Linear;
 
 #ifdef __AVX512VNNI__
 
-#include <omp.h>
 
 #define STEP 64                     /* inputs, and bytes, of a row in a tile of AMX */
 #define WORDS (STEP / 4)
@@ -414,37 +413,39 @@ static void run_tasks(const W8A8Linear *p, const Rounded *rounded, int tiles, in
     write_rows(&work.pending, work.pending.rows);
 }
 
-void quire_w8a8_linear(const W8A8Linear *p) {
+static int w8a8_linear(const W8A8Linear *p) {
     int tiles = p->instructions == MATRIX_TILES && p->rows > FEW_ROWS;
     int64_t most = tiles ? LANES : MAX_VNNI_ROWS, blocks = (p->rows + most - 1) / most;
-    if (!blocks) return;
+    if (!blocks) return 0;
     int64_t height = (p->rows + blocks - 1) / blocks, steps = (p->inputs + STEP - 1) / STEP;
-    int8_t *values = p->scratch;
-    float *scales = (float *)(values + blocks * height * steps * STEP);
+    int64_t value_bytes = blocks * height * steps * STEP;
+    int8_t *values = team_memory(value_bytes + p->rows * (int64_t)(sizeof(float) + sizeof(int32_t)));
+    if (!values) return 1;
+    float *scales = (float *)(values + value_bytes);
     Rounded rounded = {values, scales, (int32_t *)(scales + p->rows), height, blocks, steps};
     int64_t chunk = CHUNK_BYTES / (steps * STEP * height) + 1;
     chunk += chunk & 1;
-    int64_t tasks = (blocks + chunk - 1) / chunk * ((p->outputs + 2 * LANES - 1) / (2 * LANES));
-    int64_t threads = p->rows * p->inputs * p->outputs < 1 << 18 ? 1 : p->threads;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-        int64_t first = p->rows * me / all, last = p->rows * (me + 1) / all;
-        if (p->dtype == DTYPE_BFLOAT16) round_rows(DTYPE_BFLOAT16, p, &rounded, first, last);
-        else round_rows(DTYPE_FLOAT32, p, &rounded, first, last);
+    int64_t tasks = (blocks + chunk - 1) / chunk * ((p->outputs + 2 * LANES - 1) / (2 * LANES)), first, last;
+    team_share(p->rows, &first, &last);
+    if (p->dtype == DTYPE_BFLOAT16) round_rows(DTYPE_BFLOAT16, p, &rounded, first, last);
+    else round_rows(DTYPE_FLOAT32, p, &rounded, first, last);
 #pragma omp barrier
 #ifdef QUIRE_AMX_INT8
-        if (tiles) configure_tiles(height);
+    if (tiles) configure_tiles(height);
 #endif
-        run_tasks(p, &rounded, tiles, chunk, tasks * me / all, tasks * (me + 1) / all);
+    team_share(tasks, &first, &last);
+    run_tasks(p, &rounded, tiles, chunk, first, last);
 #ifdef QUIRE_AMX_INT8
-        if (tiles) _tile_release();
+    if (tiles) _tile_release();
 #endif
-    }
+    free_team_memory(values);
+    return 0;
 }
 
 #else
 
-void quire_w8a8_linear(const W8A8Linear *p) { (void)p; }
+static int w8a8_linear(const W8A8Linear *p) { return 1; }
 
 #endif
+
+QUIRE_KERNEL(w8a8_linear, W8A8Linear, w8a8_linear, p->rows *p->inputs * p->outputs < 1 << 18)

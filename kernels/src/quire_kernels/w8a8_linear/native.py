@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from quire.api.errors import ShapeError
-from quire_kernels.native.tensors import C_LONG, C_POINTER, dtype_code, function
+from quire_kernels.native.kernel import Kernel
+from quire_kernels.native.tensors import C_LONG, C_POINTER, dtype_code
 from quire_kernels.w8a8_linear.support import instructions
 
 MAX_INPUTS = (1 << 17) - 1
@@ -16,16 +17,16 @@ MAX_INPUTS = (1 << 17) - 1
 
 
 class _W8A8Linear(ctypes.Structure):
-    """The arguments of `quire_w8a8_linear`; see native.c."""
+    """`W8A8Linear` of native.c."""
 
     _fields_ = [
-        *((name, C_POINTER) for name in ("x", "weight", "scales", "input_scale", "bias", "out", "scratch")),
+        *((name, C_POINTER) for name in ("x", "weight", "scales", "input_scale", "bias", "out")),
         *((name, C_LONG) for name in ("rows", "inputs", "outputs", "stride")),
         *((name, ctypes.c_int32) for name in ("dtype", "threads", "instructions")),
     ]
 
 
-_multiply = function("quire_w8a8_linear", (ctypes.POINTER(_W8A8Linear),))
+_multiply = Kernel("w8a8_linear", _W8A8Linear)
 _INSTRUCTIONS = instructions()
 
 
@@ -56,7 +57,6 @@ def multiply(
     if x.stride(1) != 1:
         x = x.contiguous()
     out = torch.empty((rows, out_features), dtype=x.dtype)
-    scratch = torch.empty((rows + 16) * (inputs + 72), dtype=torch.uint8)
     _multiply(
         _W8A8Linear(
             x.data_ptr(),
@@ -65,7 +65,6 @@ def multiply(
             None if input_scale is None else input_scale.data_ptr(),
             None if bias is None else bias.data_ptr(),
             out.data_ptr(),
-            scratch.data_ptr(),
             rows,
             inputs,
             out_features,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from quire.api.errors import ConfigError, NumericalError
 from quire.api.speculation import DraftRequest
-from quire.execution.sampler import Sampler
+from quire.execution.sampler import Sampler, SamplingOps
 from quire.execution.sampling_state import SamplingState
 
 SlotOf = Callable[[DraftRequest], int]
@@ -23,8 +23,8 @@ class DraftSampler:
     are not verified yet. The target applies them, and refuses drafts that they rule out.
     """
 
-    def __init__(self) -> None:
-        self._sampler = Sampler()
+    def __init__(self, ops: SamplingOps | None = None) -> None:
+        self._sampler = Sampler(ops)
         self._state: SamplingState | None = None
         self._slot_of: SlotOf | None = None
 

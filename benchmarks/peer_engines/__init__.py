@@ -1,0 +1,1 @@
+"""Engines behind one small interface, each run by the interpreter that has it; see `worker`."""

@@ -1,0 +1,32 @@
+/* The arguments of paged attention: what a layer has of its own, and what the layers of a step share. */
+
+#ifndef QUIRE_PAGED_H
+#define QUIRE_PAGED_H
+
+#include <stdint.h>
+
+typedef struct {
+    const int32_t *block_tables; /* [rows, table_stride] */
+    const int32_t *seq_lens;     /* [rows] */
+    const int32_t *tasks;        /* [num_tasks, 4]: row, first token, last token (exclusive), partial or -1 */
+    const int32_t *merges;       /* [num_merges, 3]: row, first partial, number of partials */
+    const int32_t *pieces;       /* [num_pieces, 4]: row, first token, tokens, position of the first one */
+    float *partials;             /* [partials, H, D + 2] */
+    int64_t table_stride, block_size, num_tasks, num_merges, num_pieces, most_tokens;
+} PagedStep;
+
+typedef struct {
+    const PagedStep *step;
+    const void *query;   /* [tokens, H, D], row_stride elements from token to token */
+    const void *cache;   /* [slots, 2 * K, D]: per token the K key heads, then the K value heads */
+    const float *slopes; /* [H] or null */
+    void *output;        /* [tokens, H, D] */
+    int64_t row_stride, num_heads, num_kv_heads, head_size, window; /* window 0: none */
+    float scale, logit_cap;                                         /* cap 0: none */
+    int32_t dtype, with_amx, threads;
+} PagedAttention;
+
+/* The rows of several tokens; called by every thread of a team. 0, or 1 where memory is short. */
+int paged_prefill(const PagedAttention *a);
+
+#endif

@@ -1,0 +1,1 @@
+"""Steps written down as native calls, and run again in one parallel region."""
