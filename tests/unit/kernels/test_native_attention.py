@@ -15,8 +15,8 @@ from torch import Tensor
 
 from quire.api.errors import ShapeError
 from quire.api.protocols import AttentionBackend, AttentionParams
-from quire_kernels.paged_attention import native
-from quire_kernels.paged_attention.native import NativePagedAttention, cut_contexts
+from quire_kernels.paged_attention.native import NativePagedAttention
+from quire_kernels.paged_attention.tasks import MIN_PIECE, cut_contexts
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 ROWS = {
@@ -166,4 +166,4 @@ def test_pieces_cover_every_context_once(context_lens: list[int], threads: int) 
 def test_a_single_long_context_is_shared_by_the_threads() -> None:
     tasks, _, _ = cut_contexts([8192], 4)
     assert len(tasks) >= 4 * 4
-    assert len(cut_contexts([native.MIN_PIECE], 4)[0]) == 1, "not worth cutting"
+    assert len(cut_contexts([MIN_PIECE], 4)[0]) == 1, "not worth cutting"

@@ -20,7 +20,8 @@ if REFUSAL is not None:
     pytest.skip(REFUSAL, allow_module_level=True)
 
 from quire_kernels.paged_attention import native  # noqa: E402  # it binds the library when imported
-from quire_kernels.paged_attention.native import NativePagedAttention, cut_queries  # noqa: E402
+from quire_kernels.paged_attention.native import NativePagedAttention  # noqa: E402
+from quire_kernels.paged_attention.tasks import MAX_QUERIES, cut_queries  # noqa: E402
 
 LIMITS = range(bfloat16.DOT_PRODUCTS, bfloat16.instructions() + 1)
 ROWS = {
@@ -149,5 +150,5 @@ def test_tasks_cover_every_query_once(threads_: int) -> None:
     for row, first, count, position in tasks.tolist():
         assert starts[row] <= first and first + count <= starts[row + 1]
         assert position == context_lens[row] - query_lens[row] + first - starts[row]
-        assert 0 < count <= native.MAX_QUERIES
+        assert 0 < count <= MAX_QUERIES
     assert len(cut_queries([1, 1], [3, 4], 2, threads_)) == 0

@@ -14,7 +14,7 @@
 
 #include "dots.h"
 
-#define STREAMED_ROWS 4
+#define STREAMED_ROWS 1
 #define LARGE_BYTES (1 << 20) /* outputs that a core's L2 cache cannot hold beside what they are made of */
 
 #if defined(__AMX_BF16__) && defined(__linux__)

@@ -27,7 +27,14 @@ INLINE vec splat(float x) { return (vec){} + x; }
 
 INLINE vec blend(veci mask, vec yes, vec no) { return (vec)((mask & (veci)yes) | (~mask & (veci)no)); }
 
-INLINE vec maximum(vec a, vec b) { return blend(a > b, a, b); }
+/* b where either is NaN. */
+INLINE vec maximum(vec a, vec b) {
+#ifdef __AVX512F__
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return blend(a > b, a, b);
+#endif
+}
 
 /* 16 bfloat16 values, widened. (GCC 12 splits the conversion into halves where it may choose.) */
 INLINE vec widen(vech x) {
@@ -38,8 +45,11 @@ INLINE vec widen(vech x) {
 #endif
 }
 
-/* Rounds to the nearest bfloat16, ties to even; NaN stays NaN. */
+/* Rounds to the nearest bfloat16, ties to even; NaN stays NaN. (AVX512_BF16 makes 0 of numbers below 2^-126.) */
 INLINE vech narrow(vec x) {
+#ifdef __AVX512BF16__
+    return (vech)_mm512_cvtneps_pbh((__m512)x);
+#else
     vecu bits = (vecu)x;
     vecu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     vecu nan = (vecu)(x != x);
@@ -48,6 +58,7 @@ INLINE vech narrow(vec x) {
     return (vech)_mm512_cvtepi32_epi16((__m512i)result);
 #else
     return __builtin_convertvector(result, vech);
+#endif
 #endif
 }
 
@@ -130,15 +141,21 @@ INLINE float max_lanes(vec x) {
     return x[0];
 }
 
-/* e^x: relative error below 2e-7 where |x| < 87; 0 below, +inf above, NaN for NaN. */
+/* e^x: relative error below 2e-7 where |x| < 87; 0 (or next to it) below, +inf above 88.7, NaN for NaN. */
 INLINE vec exponential(vec x) {
     const float log2e = 1.44269504088896341f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+#ifdef __AVX512F__
+    x = (vec)_mm512_min_ps(_mm512_set1_ps(90.0f), _mm512_max_ps(_mm512_set1_ps(-110.0f), (__m512)x));
+    __m512 n = _mm512_roundscale_ps((__m512)(x * log2e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    vec r = x - (vec)n * ln2_high - (vec)n * ln2_low;
+#else
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     veci tiny = x < -87.0f, huge = x > 88.0f;
     vec clamped = blend(tiny, splat(-87.0f), blend(huge, splat(88.0f), x));
     vec shifted = clamped * log2e + magic;
     vec n = shifted - magic;
     vec r = clamped - n * ln2_high - n * ln2_low;
+#endif
     vec p = splat(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
@@ -146,10 +163,25 @@ INLINE vec exponential(vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
+#ifdef __AVX512F__
+    return (vec)_mm512_scalef_ps((__m512)p, n);
+#else
     veci power = ((veci)shifted - (veci)splat(magic) + 127) << 23;
     vec result = p * (vec)power;
     result = blend(tiny, splat(0.0f), result);
     return blend(huge, splat(INFINITY), result);
+#endif
+}
+
+/* 1 / x of x > 0, to the precision of the type that it is for. */
+INLINE vec reciprocal(int dtype, vec x) {
+#ifdef __AVX512F__
+    if (dtype == DTYPE_BFLOAT16) {
+        vec y = (vec)_mm512_rcp14_ps((__m512)x);
+        return blend(x > 3.4e38f, splat(0.0f), y + y * (1.0f - x * y));
+    }
+#endif
+    return 1.0f / x;
 }
 
 /* For each of 16 vectors the sum of its lanes, in the lane of its number. */

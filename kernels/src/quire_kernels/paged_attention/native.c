@@ -300,6 +300,8 @@ static void decode(const PagedDecode *p) {
 
 static int paged_attention(const PagedAttention *a) {
     const PagedStep *step = a->step;
+    int has_more = a->dtype == DTYPE_BFLOAT16 && step->num_pieces + step->num_shared;
+    if (has_more && paged_prefill(a)) return 1;
     decode(&(PagedDecode){
         .query = a->query, .cache = a->cache, .block_tables = step->block_tables, .seq_lens = step->seq_lens,
         .tasks = step->tasks, .merges = step->merges, .slopes = a->slopes, .partials = step->partials,
@@ -307,7 +309,7 @@ static int paged_attention(const PagedAttention *a) {
         .num_tasks = step->num_tasks, .num_merges = step->num_merges, .num_heads = a->num_heads,
         .num_kv_heads = a->num_kv_heads, .head_size = a->head_size, .block_size = step->block_size,
         .window = a->window, .scale = a->scale, .logit_cap = a->logit_cap, .dtype = a->dtype});
-    return step->num_pieces && a->dtype == DTYPE_BFLOAT16 ? paged_prefill(a) : 0;
+    return 0;
 }
 
 QUIRE_KERNEL(paged_attention, PagedAttention, paged_attention, p->step->num_tasks <= 1 && !p->step->num_pieces)

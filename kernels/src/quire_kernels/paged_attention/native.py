@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.api.batch import ForwardBatch
@@ -19,29 +16,19 @@ from quire.ops.paged_attention import TorchPagedAttention
 from quire_kernels.native.bfloat16 import DOT_PRODUCTS, MATRIX_TILES, instructions
 from quire_kernels.native.kernel import Kernel, SharedArguments
 from quire_kernels.native.tensors import C_FLOAT, C_INT32, C_LONG, C_POINTER, dtype_code
+from quire_kernels.paged_attention.tasks import Int32Array, cut_contexts, cut_queries, find_shared
 
-MIN_PIECE = 256
-"""Tokens of the smallest piece that a context is cut into; shorter ones cost more than they balance."""
-PIECES_PER_THREAD = 8
-"""About so many tasks for each thread, so that they end at about the same time."""
 MAX_HEAD_SIZE = 512
-MIN_QUERIES, MAX_QUERIES = 32, 256
-"""Tokens of a task of longer rows: more would leave the caches, fewer copy keys and values too often."""
-TASKS_PER_THREAD = 4
-
-Int32Array = NDArray[np.int32]
 
 
 class _PagedStep(ctypes.Structure):
     """`PagedStep` of paged.h."""
 
     _fields_ = [
-        *(
-            (name, C_POINTER)
-            for name in ("block_tables", "seq_lens", "tasks", "merges", "pieces", "partials")
-        ),
-        *((name, C_LONG) for name in ("table_stride", "block_size", "num_tasks", "num_merges", "num_pieces")),
-        ("most_tokens", C_LONG),
+        *((name, C_POINTER) for name in ("block_tables", "seq_lens", "tasks", "merges", "pieces")),
+        *((name, C_POINTER) for name in ("shared", "users", "partials")),
+        *((name, C_LONG) for name in ("table_stride", "block_size", "num_tasks", "num_merges")),
+        *((name, C_LONG) for name in ("num_pieces", "num_shared", "most_tokens")),
     ]
 
 
@@ -106,18 +93,25 @@ class NativePagedAttention(TorchPagedAttention):
         super().__init__()
         self._partials = torch.empty(0)
         self._widest = 0
+        self._is_plain = True
+        self._can_share = False
         self._slopes: dict[tuple[float, ...], Tensor] = {}
         self._instructions = min(instructions(), limit)
 
     def kv_cache_shape(self, num_blocks: int, block_size: int, params: AttentionParams) -> tuple[int, ...]:
         """See TorchPagedAttention."""
         self._widest = max(self._widest, _partial_size(params))
+        is_biased = params.alibi_slopes is not None or params.logit_cap is not None
+        self._is_plain &= params.window is None and not is_biased and params.scale > 0
         return super().kv_cache_shape(num_blocks, block_size, params)
 
     def prepare(self, batch: ForwardBatch) -> NativeStep:  # type: ignore[override]  # each backend reads its own
         """Cut the contexts of decode rows, and the queries of the others, into tasks."""
         threads, num_decode = torch.get_num_threads(), batch.num_decode_rows
-        tasks, merges, num_partials = cut_contexts(batch.context_lens[:num_decode], threads)
+        context_lens, shared = batch.context_lens[:num_decode], None
+        if self._can_share:
+            shared = find_shared(batch.block_tables.numpy()[:num_decode], context_lens, batch.block_size)
+        tasks, merges, num_partials = cut_contexts(context_lens, threads, shared)
         pieces = cut_queries(batch.query_lens, batch.context_lens, num_decode, threads)
         arguments = _PagedStep(
             block_tables=batch.block_tables.data_ptr(),
@@ -129,11 +123,19 @@ class NativePagedAttention(TorchPagedAttention):
             num_tasks=len(tasks),
             num_merges=len(merges),
         )
+        arrays = [tasks, merges]
         if len(pieces) and self._instructions >= DOT_PRODUCTS:
             arguments.pieces = pieces.ctypes.data
             arguments.num_pieces = len(pieces)
             arguments.most_tokens = int(pieces[:, 2].max())
-        step = NativeStep(arguments, (tasks, merges, pieces), num_partials)
+            arrays.append(pieces)
+        if shared is not None:
+            arguments.shared = shared.tasks.ctypes.data
+            arguments.users = shared.users.ctypes.data
+            arguments.num_shared = len(shared.tasks)
+            arguments.most_tokens = max(arguments.most_tokens, int(shared.tasks[:, 1].max()))
+            arrays += [shared.tasks, shared.users]
+        step = NativeStep(arguments, tuple(arrays), num_partials)
         self._reserve(step, self._widest)
         return step
 
@@ -197,6 +199,7 @@ class NativePagedAttention(TorchPagedAttention):
             )
         )
         is_native = query.dtype == torch.bfloat16 and self._instructions >= DOT_PRODUCTS
+        self._can_share = self._is_plain and is_native
         if num_tokens > batch.num_decode_rows and not is_native:
             if step.groups is None:
                 step.groups = group_rows(batch, with_decodes=False).groups
@@ -222,68 +225,3 @@ class NativePagedAttention(TorchPagedAttention):
 
 def _partial_size(params: AttentionParams) -> int:
     return params.num_heads * (params.head_size + 2)
-
-
-def cut_contexts(context_lens: list[int], threads: int) -> tuple[Int32Array, Int32Array, int]:
-    """Cut contexts into pieces of at most about an equal share of the work.
-
-    Args:
-        context_lens: of the decode rows.
-        threads: that will share them.
-
-    Returns:
-        tasks int32 [N, 4] (row, first token, last token exclusive, index of the partial result or -1
-        where the row is whole), in an order that deals equal shares in turn; merges int32 [M, 3] (row,
-        first partial, how many); the number of partial results.
-    """
-    lengths = np.array(context_lens, dtype=np.int64)
-    piece = int(lengths.sum()) // (threads * PIECES_PER_THREAD) + 1
-    piece = max(MIN_PIECE, -(-piece // 64) * 64) if threads > 1 else max(1, int(lengths.max(initial=1)))
-    counts = -(-lengths // piece)
-    rows = np.repeat(np.arange(len(lengths)), counts)
-    starts = np.cumsum(counts) - counts
-    index = np.arange(len(rows)) - starts[rows]
-    is_cut = counts > 1
-    first_partial = np.cumsum(np.where(is_cut, counts, 0)) - np.where(is_cut, counts, 0)
-    size = -(-lengths // np.maximum(counts, 1))  # pieces of a row are equally long
-    first = index * size[rows]
-    last = np.minimum(first + size[rows], lengths[rows])
-    partial = np.where(is_cut[rows], first_partial[rows] + index, -1)
-    tasks = np.stack([rows, first, last, partial], axis=1).astype(np.int32)
-    order = np.argsort(first - last, kind="stable")
-    for start in range(threads, len(order), 2 * threads):  # dealt in turn: every other round backwards
-        order[start : start + threads] = order[start : start + threads][::-1]
-    tasks = np.ascontiguousarray(tasks[order])
-    cut = np.nonzero(is_cut)[0]
-    merges = np.stack([cut, first_partial[cut], counts[cut]], axis=1).astype(np.int32)
-    return tasks, np.ascontiguousarray(merges), int(counts[cut].sum())
-
-
-def cut_queries(
-    query_lens: Sequence[int], context_lens: Sequence[int], num_decode: int, threads: int
-) -> Int32Array:
-    """Cut the queries of rows of several tokens into tasks.
-
-    Args:
-        query_lens: of all rows.
-        context_lens: the same.
-        num_decode: rows of one token, which come first and are left out.
-        threads: that will share the tasks.
-
-    Returns:
-        int32 [N, 4]: row, first token of the step, tokens, position of the first one; the longest work first.
-    """
-    total = sum(query_lens[num_decode:])
-    size = -(-total // (threads * TASKS_PER_THREAD) // MIN_QUERIES) * MIN_QUERIES
-    size = min(max(size, MIN_QUERIES), MAX_QUERIES)
-    tasks: list[tuple[int, int, int, int]] = []
-    token = num_decode
-    for row in range(num_decode, len(query_lens)):
-        length, position = query_lens[row], context_lens[row] - query_lens[row]
-        count = -(-length // size)
-        for index in range(count):  # pieces of a row are about equally long
-            first, last = length * index // count, length * (index + 1) // count
-            tasks.append((row, token + first, last - first, position + first))
-        token += length
-    tasks.sort(key=lambda task: -task[2] * (task[3] + task[2]))
-    return np.array(tasks, dtype=np.int32).reshape(-1, 4)

@@ -11,8 +11,11 @@ typedef struct {
     const int32_t *tasks;        /* [num_tasks, 4]: row, first token, last token (exclusive), partial or -1 */
     const int32_t *merges;       /* [num_merges, 3]: row, first partial, number of partials */
     const int32_t *pieces;       /* [num_pieces, 4]: row, first token, tokens, position of the first one */
+    const int32_t *shared;       /* [num_shared, 4]: first user, users, first token, last token (exclusive) */
+    const int32_t *users;        /* [.., 2]: row, partial */
     float *partials;             /* [partials, H, D + 2] */
-    int64_t table_stride, block_size, num_tasks, num_merges, num_pieces, most_tokens;
+    int64_t table_stride, block_size, num_tasks, num_merges, num_pieces, num_shared;
+    int64_t most_tokens; /* of a piece, or users of a shared one */
 } PagedStep;
 
 typedef struct {
@@ -26,7 +29,8 @@ typedef struct {
     int32_t dtype, with_amx, threads;
 } PagedAttention;
 
-/* The rows of several tokens; called by every thread of a team. 0, or 1 where memory is short. */
+/* The rows of several tokens, and what rows of one token share; called by every thread of a team. 0, or 1 where memory
+   is short. */
 int paged_prefill(const PagedAttention *a);
 
 #endif

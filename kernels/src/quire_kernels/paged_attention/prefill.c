@@ -35,7 +35,25 @@ typedef struct {
 
 #include "prefill.h"
 
-/* One unit of work. */
+/* A unit of work: what some rows of one token have in common, for one KV head. All see all of it. */
+static void attend_shared(const PagedPrefill *p, const PagedStep *step, int64_t unit, Scratch *s) {
+    const int32_t *shared = step->shared + 4 * (unit / p->num_kv_heads);
+    s->users = step->users + 2 * shared[0];
+    int32_t task[4] = {s->users[0], 0, shared[1], 0};
+    s->task = task, s->kv_head = unit % p->num_kv_heads, s->group = p->num_heads / p->num_kv_heads;
+    s->columns = shared[1] * s->group;
+    int64_t blocks = (s->columns + COLUMNS - 1) / COLUMNS;
+    for (int64_t block = 0; block < blocks; block++) begin_block(p, s, block);
+    for (int64_t chunk = shared[2]; chunk < shared[3]; chunk += KEYS) {
+        int64_t count = shared[3] - chunk < KEYS ? shared[3] - chunk : KEYS;
+        pack_chunk(p, s, chunk, count);
+        for (int64_t block = 0; block < blocks; block++) add_tiles(p, s, block, chunk, count / 32, 1);
+    }
+    for (int64_t block = 0; block < blocks; block++) end_shared_block(p, s, block, step->partials);
+    s->users = 0;
+}
+
+/* A unit of work: some queries of a row, for one KV head. */
 static void attend(const PagedPrefill *p, const int32_t *task, int64_t kv_head, Scratch *s) {
     int64_t group = p->num_heads / p->num_kv_heads, columns = task[2] * group, last = task[3] + task[2] - 1;
     s->task = task, s->kv_head = kv_head, s->group = group, s->columns = columns;
@@ -62,6 +80,8 @@ int paged_prefill(const PagedAttention *a) {
     if (!memory) return 1;
     Scratch scratch = scratch_at(&p, memory + omp_get_thread_num() * bytes, blocks);
     begin_products(p.with_amx);
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t unit = 0; unit < step->num_shared * p.num_kv_heads; unit++) attend_shared(&p, step, unit, &scratch);
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t unit = 0; unit < units; unit++)
         attend(&p, p.tasks + 4 * (unit / p.num_kv_heads), unit % p.num_kv_heads, &scratch);

@@ -7,6 +7,7 @@
 
 typedef struct {
     const int32_t *task;
+    const int32_t *users;                   /* of a shared piece: row and partial of each; else null */
     int64_t kv_head, group, columns, steps; /* steps: of 32 elements of a head */
     uint16_t *queries;                      /* [blocks, steps, 2, 16, 16, 2] */
     float *sums;                            /* [blocks, steps * 32, 32]: the output before it is divided by the totals */
@@ -44,7 +45,8 @@ INLINE int64_t position_of(const Scratch *s, int64_t column) {
 }
 
 INLINE int64_t offset_of(const PagedPrefill *p, const Scratch *s, int64_t column, int64_t stride) {
-    return (s->task[1] + column / s->group) * stride + (s->kv_head * s->group + column % s->group) * p->head_size;
+    int64_t token = s->users ? s->users[2 * (column / s->group)] : s->task[1] + column / s->group;
+    return token * stride + (s->kv_head * s->group + column % s->group) * p->head_size;
 }
 
 /* Elements from `at` on of a head, 32 of them, 0 past its end. */
@@ -173,13 +175,9 @@ INLINE __m512 weigh(const float *scores, int64_t count, float factor, float *lar
     return fading;
 }
 
-/* What a chunk of keys gives to a block. */
-static void add_chunk(const PagedPrefill *p, Scratch *s, int64_t block, int64_t chunk) {
-    int64_t column = block * COLUMNS, first = position_of(s, column), last = position_of(s, column + COLUMNS - 1);
-    if (chunk > last || (p->window && chunk + KEYS - 1 <= first - p->window)) return;
-    int64_t count = last + 1 - chunk < KEYS ? last + 1 - chunk : KEYS, tiles = (count + 31) / 32;
-    int is_plain = chunk + KEYS - 1 <= first && !(p->window && chunk <= last - p->window) && p->logit_cap == 0 &&
-                   !p->slopes && p->scale > 0;
+/* What a chunk of keys, in tiles of 32, gives to a block. */
+INLINE void add_tiles(const PagedPrefill *p, Scratch *s, int64_t block, int64_t chunk, int64_t tiles, int is_plain) {
+    int64_t column = block * COLUMNS;
     const uint16_t *queries = s->queries + block * s->steps * 2 * TILE;
     for (int64_t i = 0; i < tiles; i++)
         multiply(p->with_amx, s->keys + i * 2 * s->steps * TILE, s->steps * TILE, queries, s->steps,
@@ -200,6 +198,37 @@ static void add_chunk(const PagedPrefill *p, Scratch *s, int64_t block, int64_t 
     for (int64_t step = 0; step < s->steps; step++)
         multiply(p->with_amx, s->values + step * 2 * (KEYS / 32) * TILE, KEYS / 32 * TILE, s->weights, tiles,
                  sums + step * 32 * COLUMNS, 1);
+}
+
+/* What a chunk of keys gives to a block, whose queries may not see all of it. */
+static void add_chunk(const PagedPrefill *p, Scratch *s, int64_t block, int64_t chunk) {
+    int64_t column = block * COLUMNS, first = position_of(s, column), last = position_of(s, column + COLUMNS - 1);
+    if (chunk > last || (p->window && chunk + KEYS - 1 <= first - p->window)) return;
+    int64_t count = last + 1 - chunk < KEYS ? last + 1 - chunk : KEYS, tiles = (count + 31) / 32;
+    int is_plain = chunk + KEYS - 1 <= first && !(p->window && chunk <= last - p->window) && p->logit_cap == 0 &&
+                   !p->slopes && p->scale > 0;
+    add_tiles(p, s, block, chunk, tiles, is_plain);
+}
+
+/* Leaves a block's sums as partial results; see native.c. */
+static void end_shared_block(const PagedPrefill *p, Scratch *s, int64_t block, float *partials) {
+    const float ln2 = 0.693147181f;
+    for (int64_t half = 0; half < 2; half++)
+        for (int64_t at = 0; at < p->head_size; at += 16) {
+            int64_t column = block * COLUMNS + half * 16, left = p->head_size - at;
+            __mmask16 mask = left >= 16 ? 0xffff : (1u << left) - 1;
+            __m512i rows[16];
+            const float *sums = s->sums + (block * s->steps * 32 + at) * COLUMNS + half * 16;
+            for (int64_t d = 0; d < 16; d++) rows[d] = _mm512_load_si512(sums + d * COLUMNS);
+            transpose(rows);
+            for (int64_t i = 0; i < 16 && column + i < s->columns; i++) {
+                int64_t partial = s->users[2 * ((column + i) / s->group) + 1], head = s->kv_head * s->group + (column + i) % s->group;
+                float *to = partials + (partial * p->num_heads + head) * (p->head_size + 2);
+                to[0] = s->largest[column + i] * ln2;
+                to[1] = s->totals[column + i];
+                _mm512_mask_storeu_ps(to + 2 + at, mask, (__m512)rows[i]);
+            }
+        }
 }
 
 /* Writes a block's output. */

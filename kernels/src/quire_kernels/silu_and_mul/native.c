@@ -17,7 +17,7 @@ INLINE void combine(int dtype, const SiluAndMul *p, int64_t row, int64_t first, 
     void *to = (char *)p->out + row * p->size * element_size(dtype);
     for (int64_t at = first; at < last; at += LANES) {
         vec gate = load_some(dtype, gates, at, last);
-        vec activated = round_to(dtype, gate / (1.0f + exponential(-gate)));
+        vec activated = round_to(dtype, gate * reciprocal(dtype, 1.0f + exponential(-gate)));
         store_some(dtype, to, at, activated * load_some(dtype, ups, at, last), last);
     }
 }
