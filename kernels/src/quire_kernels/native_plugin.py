@@ -22,7 +22,11 @@ def quire_register_ops() -> list[OpSpec | OpImplSpec]:
     return [
         *(
             OpImplSpec(op, "native", f"quire_kernels.{op}.native:{op}", native_refusal)
-            for op in ("rms_norm", "rotary", "silu_and_mul")
+            for op in ("rms_norm", "layer_norm", "rotary", "silu_and_mul")
+        ),
+        *(
+            OpImplSpec(op, "native", f"quire_kernels.activation.native:{op}", native_refusal)
+            for op in ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu")
         ),
         OpImplSpec("fp8_linear", "native", "quire_kernels.fp8_linear.native:fp8_linear", fp8_refusal),
         *(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from quire.api.batch import DeviceInfo, DTypeName, ForwardBatch
-from quire.api.errors import CaptureError, PluginError
+from quire.api.errors import CaptureError, PluginError, QuireError
 from quire.api.protocols import AttentionBackend, CapturedSteps, CaptureRequest, Model, StepCapture
 from quire.api.request import SamplingParams
 from quire.api.specs import Registration, StepCaptureSpec
@@ -32,8 +32,9 @@ _CHECKED: tuple[Rows, ...] = (
     ((1, 20), (1, 1), (70, 100), (9, 9)),
     (*[(1, 10 + 3 * index) for index in range(40)],),
     ((1, 300), (200, 260)),
+    ((21, 21),),
 )
-"""Steps that are compared: one request, a few, prompts beside them, many, long ones."""
+"""Steps that are compared: one request, a few, prompts beside them, many, long ones, a prompt alone."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -103,6 +104,11 @@ class SampleSteps:
             and blocks <= self._num_blocks
         )
 
+    def cut(self, num_tokens: int, context: int) -> tuple[int, int]:
+        """A row of no more tokens, and no longer context, than a step of one row may have."""
+        context = min(context, self.max_context)
+        return min(num_tokens, context, self._limits.max_num_batched_tokens), context
+
     def _assignment(self, slot: int, context: int) -> SlotAssignment:
         token_ids = torch.randint(self._vocab_size, (context,), generator=self._random).tolist()
         params = SamplingParams(temperature=0.0, max_tokens=None)
@@ -132,7 +138,7 @@ class StepCaptures:
             limits: of steps.
 
         Raises:
-            PluginError: a step capture cannot be made.
+            PluginError: a step capture cannot be made, or failed by anything but a CaptureError.
         """
         ranked = sorted(self.registrations, key=lambda entry: (-_spec(entry).priority, _spec(entry).name))
         refusals = [(entry, refusal_of(entry, self.device, self.dtype)) for entry in ranked]
@@ -157,12 +163,21 @@ class StepCaptures:
             steps.trim()
         except CaptureError as error:
             return Captured(None, f"call by call ({name}: {error})")
+        except QuireError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"the step capture {name!r} of {origin(chosen)} raised {type(error).__name__}: {error}"
+            ) from error
         return Captured(steps, f"replayed by {name}: {steps.describe()}")
 
     def _make(self, entry: Registration) -> StepCapture:
         who = f"the step capture {_spec(entry).name!r} of {origin(entry)}"
         factory = self.resolve(_spec(entry).factory, entry)
-        capture = factory() if callable(factory) else None
+        try:
+            capture = factory() if callable(factory) else None
+        except Exception as error:
+            raise PluginError(f"{who}: its factory raised {type(error).__name__}: {error}") from error
         if not isinstance(capture, StepCapture):
             raise PluginError(f"{who}: its factory gave {capture!r}, expected a StepCapture")
         return capture
@@ -177,12 +192,16 @@ def _spec(entry: Registration) -> StepCaptureSpec:
 
 
 def _refuse_hooks(model: nn.Module) -> None:
-    """A module's hooks are Python code, which a replayed step does not run."""
+    """A module's hooks, and what was put over its forward, are Python code, which a replayed step does not run."""
     anywhere = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
     for name, module in model.named_modules():
         if anywhere or module._forward_hooks or module._forward_pre_hooks:
             raise CaptureError(
                 f"{name or 'the model'} has forward hooks, which a replayed step would not call"
+            )
+        if "forward" in vars(module):
+            raise CaptureError(
+                f"{name or 'the model'} has a forward put over its class's, which a replayed step would not call"
             )
 
 
@@ -202,11 +221,12 @@ def _compare(model: Model, steps: CapturedSteps, samples: SampleSteps) -> None:
 
 
 def _fitting(samples: SampleSteps) -> Iterator[Rows]:
+    """The steps to compare, without the rows that do not fit here; the first one is cut where it must be."""
     for rows in _CHECKED:
-        while rows and not samples.fits(rows):
+        rows = (samples.cut(*rows[0]), *rows[1:])
+        while not samples.fits(rows):
             rows = rows[:-1]
-        if rows:
-            yield rows
+        yield rows
 
 
 def _check(what: str, rows: Rows, found: Tensor, expected: Tensor) -> None:

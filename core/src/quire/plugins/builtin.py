@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 
+from quire.api.batch import DeviceInfo, DTypeName
 from quire.api.hookspecs import hookimpl
-from quire.api.specs import AttentionBackendSpec, CommandSpec, OpImplSpec, OpSpec, PluginInfo, PolicySpec
+from quire.api.specs import (
+    AttentionBackendSpec,
+    CommandSpec,
+    OpImplSpec,
+    OpSpec,
+    PluginInfo,
+    PolicySpec,
+    StepCaptureSpec,
+)
 from quire.ops.specs import core_attention_backend_specs, core_op_specs
 from quire.plugins.discovery import Candidate
 
@@ -46,6 +55,12 @@ def quire_register_attention_backends() -> list[AttentionBackendSpec]:
 
 
 @hookimpl
+def quire_register_step_captures() -> list[StepCaptureSpec]:
+    """Steps of decodes as graphs of the device."""
+    return [StepCaptureSpec("cuda-graphs", "quire.execution.graphs:CudaGraphCapture", _graphs_refusal)]
+
+
+@hookimpl
 def quire_register_policies() -> list[PolicySpec]:
     """First come first served, and by priority."""
     return [
@@ -67,3 +82,7 @@ def quire_register_commands() -> list[CommandSpec]:
             "collect-env", "show versions, machine and plugins", "quire.cli.collect_env:CollectEnvCommand"
         ),
     ]
+
+
+def _graphs_refusal(device: DeviceInfo, dtype: DTypeName) -> str | None:
+    return None if device.type == "cuda" else f"needs a CUDA or ROCm device, not {device.type}"

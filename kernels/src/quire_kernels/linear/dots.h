@@ -27,7 +27,7 @@ INLINE void add_pair(const Linear *p, const uint16_t *weight, const uint16_t *x,
 }
 
 /* One panel times `rows` rows from `row` on. */
-INLINE void dot_panel(const Linear *p, int64_t panel, int64_t row, const int rows) {
+INLINE void dot_panel(const Linear *p, int64_t panel, int64_t row, Sums *results, const int rows) {
     const int chains = rows > 2 ? 1 : rows > 1 ? 2 : 4; /* independent sums: products have a latency */
     const uint16_t *weight = panel_at(p, panel, 0), *x = p->x + row * p->row_stride;
     vec sums[DOT_ROWS][2][4] = {};
@@ -43,24 +43,34 @@ INLINE void dot_panel(const Linear *p, int64_t panel, int64_t row, const int row
     UNROLLED for (int r = 0; r < rows; r++) {
         vec low = sums[r][0][0], high = sums[r][1][0];
         UNROLLED for (int i = 1; i < chains; i++) low += sums[r][0][i], high += sums[r][1][i];
-        write_sums(p, row + r, panel, low, high);
+        results[r] = (Sums){low, high};
     }
 }
 
-static void dot_rows(const Linear *p, int64_t panel, int64_t row, int64_t rows) {
+static void dot_rows(const Linear *p, int64_t panel, int64_t row, int64_t rows, Sums *results) {
     switch (rows) {
-    case 1: dot_panel(p, panel, row, 1); break;
-    case 2: dot_panel(p, panel, row, 2); break;
-    case 3: dot_panel(p, panel, row, 3); break;
-    case 4: dot_panel(p, panel, row, 4); break;
-    case 5: dot_panel(p, panel, row, 5); break;
-    case 6: dot_panel(p, panel, row, 6); break;
-    case 7: dot_panel(p, panel, row, 7); break;
-    case 8: dot_panel(p, panel, row, 8); break;
-    case 9: dot_panel(p, panel, row, 9); break;
-    case 10: dot_panel(p, panel, row, 10); break;
-    case 11: dot_panel(p, panel, row, 11); break;
-    default: dot_panel(p, panel, row, 12); break;
+    case 1: dot_panel(p, panel, row, results, 1); break;
+    case 2: dot_panel(p, panel, row, results, 2); break;
+    case 3: dot_panel(p, panel, row, results, 3); break;
+    case 4: dot_panel(p, panel, row, results, 4); break;
+    case 5: dot_panel(p, panel, row, results, 5); break;
+    case 6: dot_panel(p, panel, row, results, 6); break;
+    case 7: dot_panel(p, panel, row, results, 7); break;
+    case 8: dot_panel(p, panel, row, results, 8); break;
+    case 9: dot_panel(p, panel, row, results, 9); break;
+    case 10: dot_panel(p, panel, row, results, 10); break;
+    case 11: dot_panel(p, panel, row, results, 11); break;
+    default: dot_panel(p, panel, row, results, 12); break;
+    }
+}
+
+INLINE void dot_block(const Linear *p, int64_t panel, int64_t row, int64_t rows) {
+    Sums results[DOT_ROWS], values[DOT_ROWS];
+    dot_rows(p, panel, row, rows, results);
+    if (p->is_gated) dot_rows(p, panels_of(p) + panel, row, rows, values);
+    for (int64_t i = 0; i < rows; i++) {
+        if (p->is_gated) write_gated(p, row + i, panel, results[i], values[i]);
+        else write_sums(p, row + i, panel, results[i]);
     }
 }
 
@@ -71,7 +81,7 @@ static void multiply_by_dots(const Linear *p, int64_t first, int64_t last) {
         for (int64_t panel = first; panel < last; panel++)
             for (int64_t block = 0; block < blocks; block++) {
                 int64_t row = rows * block / blocks, end = rows * (block + 1) / blocks;
-                dot_rows(p, panel, chunk + row, end - row);
+                dot_block(p, panel, chunk + row, end - row);
             }
     }
 }

@@ -27,7 +27,7 @@ static int linear_amx(const Linear *p, int64_t first, int64_t last) {
         return 0;
     }
     int64_t blocks = least(quotient_up(p->rows, BLOCK_ROWS), CHUNK_BLOCKS);
-    int64_t packed_bytes = blocks * steps_of(p) * TILE_BYTES, sums_floats = SPAN * CHUNK_PAIRS * PAIR_FLOATS;
+    int64_t packed_bytes = blocks * steps_of(p) * TILE_BYTES, sums_floats = (SPAN * CHUNK_PAIRS + 2) * PAIR_FLOATS;
     char *packed = team_memory(packed_bytes + omp_get_num_threads() * sums_floats * (int64_t)sizeof(float));
     if (!packed) return 1;
     float *sums = (float *)(packed + packed_bytes) + omp_get_thread_num() * sums_floats;
@@ -47,8 +47,9 @@ static int linear(const Linear *arguments) {
     Linear p = *arguments;
     int64_t first, last;
     int failed = 0;
-    p.streams_out = p.outputs % LINE_ELEMENTS == 0 && p.rows * p.outputs * (int64_t)sizeof *p.out >= LARGE_BYTES;
-    team_share(quotient_up(p.outputs, PANEL), &first, &last);
+    int64_t written = p.is_gated ? p.outputs / 2 : p.outputs;
+    p.streams_out = written % LINE_ELEMENTS == 0 && p.rows * written * (int64_t)sizeof *p.out >= LARGE_BYTES;
+    team_share(panels_of(&p), &first, &last);
     if (p.with_amx && p.rows > STREAMED_ROWS) failed = linear_amx(&p, first, last);
     else multiply_by_dots(&p, first, last);
     _mm_sfence();

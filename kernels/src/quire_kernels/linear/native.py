@@ -13,13 +13,13 @@ from quire_kernels.native.kernel import Kernel
 from quire_kernels.native.tensors import C_LONG, C_POINTER
 
 
-class _Arguments(ctypes.Structure):
+class Arguments(ctypes.Structure):
     """`Linear` of linear.h."""
 
     _fields_ = [
-        *((name, C_POINTER) for name in ("x", "weight", "bias", "out")),
+        *((name, C_POINTER) for name in ("x", "weight", "bias", "residual", "out")),
         *((name, C_LONG) for name in ("rows", "inputs", "outputs", "row_stride")),
-        *((name, ctypes.c_int32) for name in ("threads", "with_amx", "streams_out")),
+        *((name, ctypes.c_int32) for name in ("is_gated", "threads", "with_amx", "streams_out")),
     ]
 
 
@@ -28,7 +28,7 @@ class NativeLinear:
 
     def __init__(self, limit: int = MATRIX_TILES) -> None:
         """Bind it; `limit`: the instructions to use at most, DOT_PRODUCTS or MATRIX_TILES."""
-        self._kernel = Kernel("linear", _Arguments)
+        self._kernel = Kernel("linear", Arguments)
         self._with_amx = min(instructions(), limit) == MATRIX_TILES
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -45,15 +45,17 @@ class NativeLinear:
         out = torch.empty((rows, out_features), dtype=x.dtype)
         if rows == 0:
             return out
-        arguments = _Arguments(
+        arguments = Arguments(
             x.data_ptr(),
             weight.data_ptr(),
             None if bias is None else bias.data_ptr(),
+            None,
             out.data_ptr(),
             rows,
             inputs,
             out_features,
             x.stride(0),
+            False,
             torch.get_num_threads(),
             self._with_amx,
         )

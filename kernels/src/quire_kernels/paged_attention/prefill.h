@@ -113,12 +113,11 @@ static void pack_chunk(const PagedPrefill *p, Scratch *s, int64_t chunk, int64_t
 INLINE __m512 power_of_two(__m512 x) {
     x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);
     __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = _mm512_sub_ps(x, n);
-    __m512 y = _mm512_set1_ps(1.3333558e-3f);
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(9.6181291e-3f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.5504109e-2f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(2.4022651e-1f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(6.9314718e-1f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
+    __m512 y = _mm512_set1_ps(9.570100596e-3f);
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(5.591786022e-2f));
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(2.402474486e-1f));
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(6.931218148e-1f));
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(9.999992614e-1f));
     return _mm512_scalef_ps(y, n);
 }
 

@@ -33,9 +33,10 @@ class NativeCapture:
         if request.max_tokens < _NUM_ROWS or request.max_context < _NUM_ROWS:
             raise CaptureError(f"steps and contexts are of less than {_NUM_ROWS} tokens")
         with torch.inference_mode():
+            _run_once(request)
             layers, addresses = _record_layers(request)
-            head = _record_head(request)
-        return NativeSteps(request, layers, head, addresses)
+            head, logits_rows = _record_head(request)
+        return NativeSteps(request, layers, head, (*addresses, logits_rows))
 
 
 class NativeSteps:
@@ -49,7 +50,7 @@ class NativeSteps:
     ) -> None:
         self._layers, self._head = layers, head
         self._progress = request.progress
-        self._addresses = addresses
+        self._addresses, self._logits_rows = addresses[:-1], addresses[-1]
 
     def layers(self, batch: ForwardBatch) -> Tensor | None:
         """See CapturedSteps."""
@@ -69,6 +70,8 @@ class NativeSteps:
         num_rows = len(batch.logits_rows)
         if num_rows > self._head.max_tokens or not hidden.is_contiguous():
             return None
+        if batch.logits_rows.data_ptr() != self._logits_rows:
+            raise CaptureError("the batch does not lie in the buffers that the steps were recorded with")
         return self._head.run(num_rows, given=hidden)
 
     def trim(self) -> None:
@@ -92,6 +95,17 @@ class _NotRead(list[int]):
     __getitem__ = __iter__ = __len__ = __eq__ = __contains__ = __bool__ = _refuse
 
 
+def _run_once(request: CaptureRequest) -> None:
+    """A plain step: what the model keeps from its first one, it does not make while it is recorded."""
+    model = request.model
+    batch = request.sample([(_NUM_ROWS, _NUM_ROWS)])
+    hidden = model.embed(batch)
+    for layer in model.layers:
+        hidden = layer(hidden, batch)
+        request.progress()
+    model.logits(model.finish(hidden[batch.logits_rows]))
+
+
 def _record_layers(request: CaptureRequest) -> tuple[Program, tuple[int, ...]]:
     model = request.model
     batch = request.sample([(_NUM_ROWS, _NUM_ROWS)])
@@ -110,15 +124,20 @@ def _record_layers(request: CaptureRequest) -> tuple[Program, tuple[int, ...]]:
     return Program(recorder, hidden, marks, request.max_tokens), _addresses(batch)
 
 
-def _record_head(request: CaptureRequest) -> Program:
+def _record_head(request: CaptureRequest) -> tuple[Program, int]:
+    """The head's calls, and where they read what rows they are for."""
     model = request.model
-    num_rows = min(_NUM_ROWS, request.max_num_seqs)
-    batch = request.sample([(1, 1)] * num_rows)
+    num_rows = min(_NUM_ROWS, request.max_rows)
+    batch = request.sample([(_NUM_ROWS, _NUM_ROWS)])
+    if batch.logits_rows.untyped_storage().nbytes() < num_rows * batch.logits_rows.itemsize:
+        raise CaptureError("logits_rows has no room for more rows")
+    rows = batch.logits_rows.as_strided((num_rows,), (1,))
+    rows.copy_(torch.arange(num_rows))
     hidden = model.embed(batch).clone()
     recorder = Recorder(num_rows, given=hidden)
     with recorder:
-        logits = model.logits(model.finish(hidden[batch.logits_rows]))
-    return Program(recorder, logits, (), request.max_rows)
+        logits = model.logits(model.finish(hidden[rows]))
+    return Program(recorder, logits, (), request.max_rows), rows.data_ptr()
 
 
 def _addresses(batch: ForwardBatch) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quire.api.errors import CaptureError
 from quire_kernels.native.library import native_library
+from quire_kernels.replay.fusion import fuse
 from quire_kernels.replay.recorder import Buffer, RecordedCall, Recorder
 
 _LINE = 64
@@ -68,14 +69,15 @@ class Program:
             or result.data_ptr() != recorder.buffers[found].address
         ):
             raise CaptureError("what the model gave is not the result of recorded calls")
-        recorder.buffers[found].last = len(recorder.calls)
-        offsets, self.bytes_per_token = plan_offsets(recorder.buffers, recorder.num_tokens)
-        self.num_calls, self.max_tokens = len(recorder.calls), max_tokens
+        fused = fuse(recorder.calls, recorder.buffers, marks, found)
+        fused.buffers[found].last = len(fused.calls)
+        offsets, self.bytes_per_token = plan_offsets(fused.buffers, recorder.num_tokens)
+        self.num_calls, self.max_tokens = len(fused.calls), max_tokens
         self._result = (offsets[found], result.shape[1:], result.dtype)
         self.trim()
-        ends = [*sorted({mark for mark in marks if 0 < mark < self.num_calls}), self.num_calls]
+        ends = [*sorted({mark for mark in fused.marks if 0 < mark < self.num_calls}), self.num_calls]
         self._parts = list(zip([0, *ends[:-1]], ends, strict=True))
-        self._lay_out(recorder.calls, recorder.buffers, offsets)
+        self._lay_out(fused.calls, fused.buffers, offsets)
 
     def run(
         self,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import FrameType, MappingProxyType
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -13,6 +15,17 @@ from torch import Tensor
 from quire.api.errors import CaptureError
 from quire_kernels.native.kernel import Kernel, Recording, SharedArguments
 from quire_kernels.replay.torch_calls import HANDLERS
+
+_aten = torch.ops.aten
+_HOST_VALUES: Final[Mapping[object, str]] = MappingProxyType(
+    {
+        _aten.lift_fresh.default: "a tensor made of the host's values while the model runs",
+        _aten.resolve_conj.default: "reading a tensor's values on the host (tolist, numpy)",
+    }
+)
+"""What torch calls in passing, as views, where values go from the host to tensors or back, and what is going on."""
+_PASSED_OVER = ("torch.", "quire_kernels.replay.", "quire_kernels.native.")
+"""Modules whose functions a reason does not name: it names who called them."""
 
 
 @dataclass(slots=True)
@@ -94,9 +107,14 @@ class Recorder(Recording):  # type: ignore[no-untyped-call]  # torch has no type
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         """What torch asks a mode for each of its calls."""
+        if func in _HOST_VALUES:
+            self.refuse(_HOST_VALUES[func])
         handler = HANDLERS.get(func)
         if handler is not None:
-            return handler(self, *args, **(kwargs or {}))
+            try:
+                return handler(self, *args, **(kwargs or {}))
+            except TypeError as error:
+                raise CaptureError(f"torch's {func} cannot be recorded: {error} (in {_caller()})") from error
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.empty.memory_format:
             self.keep(result)
@@ -142,7 +160,7 @@ class Recorder(Recording):  # type: ignore[no-untyped-call]  # torch has no type
 
     def refuse(self, what: str) -> None:
         """See Recording; raises CaptureError."""
-        raise CaptureError(f"{what} cannot be recorded")
+        raise CaptureError(f"{what} cannot be recorded (in {_caller()})")
 
     def keep(self, tensor: Tensor) -> Tensor:
         """Make a new tensor's memory a buffer; gives the tensor."""
@@ -160,6 +178,17 @@ class Recorder(Recording):  # type: ignore[no-untyped-call]  # torch has no type
             if buffer.address <= address < buffer.address + buffer.num_bytes:
                 return index
         return None
+
+
+def _caller() -> str:
+    """The function that is being recorded: the innermost that is not of _PASSED_OVER."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__", ""))
+        if not f"{module}.".startswith(_PASSED_OVER):
+            return f"{module}.{frame.f_code.co_qualname}"
+        frame = frame.f_back
+    return "unknown code"
 
 
 def _is_view(result: object, args: Sequence[object]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Protocol
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quire_kernels.native.kernel import Kernel
-from quire_kernels.native.tensors import C_INT32, C_LONG, C_POINTER, dtype_code
+from quire_kernels.native.tensors import C_FLOAT, C_INT32, C_LONG, C_POINTER, dtype_code
 
 
 class _Gather(ctypes.Structure):
@@ -34,9 +35,32 @@ class _Combine(ctypes.Structure):
     ]
 
 
+class _CopyRows(ctypes.Structure):
+    """`CopyRows` of torch_calls.c."""
+
+    _fields_ = [
+        *((name, C_POINTER) for name in ("x", "out")),
+        *((name, C_LONG) for name in ("rows", "row_bytes", "x_stride", "out_stride")),
+        ("threads", C_INT32),
+    ]
+
+
+class _Adjust(ctypes.Structure):
+    """`Adjust` of torch_calls.c."""
+
+    _fields_ = [
+        *((name, C_POINTER) for name in ("x", "out")),
+        *((name, C_LONG) for name in ("rows", "size", "x_stride", "out_stride")),
+        *((name, C_FLOAT) for name in ("factor", "low", "high")),
+        *((name, C_INT32) for name in ("dtype", "threads")),
+    ]
+
+
 _gather = Kernel("gather", _Gather)
 _combine = Kernel("combine", _Combine)
-_ADD, _MULTIPLY = 0, 1
+_copy_rows = Kernel("copy_rows", _CopyRows)
+_adjust = Kernel("adjust", _Adjust)
+ADD, MULTIPLY = 0, 1
 
 
 class Notes(Protocol):
@@ -90,7 +114,11 @@ def _index(notes: Notes, table: Tensor, indices: Sequence[Tensor | None]) -> Ten
 
 def _combination(operation: int) -> Callable[..., Tensor]:
     def combined(notes: Notes, a: Tensor, b: object, *, alpha: float = 1) -> Tensor:
-        """`a + b` or `a * b` of two tensors of one shape."""
+        """`a + b` or `a * b` of two tensors of one shape, or `a * b` of a tensor and a number."""
+        if operation == MULTIPLY and isinstance(b, int | float):
+            out = notes.keep(torch.empty(a.shape, dtype=a.dtype))
+            _adjusted(notes, a, out, factor=b)
+            return out
         if not isinstance(b, Tensor) or a.shape != b.shape or a.dtype != b.dtype or alpha != 1:
             notes.refuse(f"a sum or product of {_text(a)} and {_text(b)}, times {alpha}")
         rows, others = _rows(notes, a), _rows(notes, b)  # type: ignore[arg-type]  # refuse raises
@@ -112,12 +140,72 @@ def _combination(operation: int) -> Callable[..., Tensor]:
     return combined
 
 
+def _clamp_in_place(notes: Notes, x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """`x.clamp_(low, high)`: the limits are rounded to x's dtype."""
+    limits = {"low": -math.inf if low is None else low, "high": math.inf if high is None else high}
+    _adjusted(
+        notes, x, x, **{name: torch.tensor(value, dtype=x.dtype).item() for name, value in limits.items()}
+    )
+    return x
+
+
+def _adjusted(
+    notes: Notes, x: Tensor, out: Tensor, factor: float = 1.0, low: float = -math.inf, high: float = math.inf
+) -> None:
+    """Write `x * factor`, no less than low and no more than high, to out; NaN stays."""
+    rows, results = _rows(notes, x), _rows(notes, out)
+    strides = (rows.stride(0), results.stride(0))
+    numbers = (factor, low, high, dtype_code(x.dtype), torch.get_num_threads())
+    notes.run(_adjust, _Adjust(rows.data_ptr(), results.data_ptr(), *rows.shape, *strides, *numbers))
+
+
+def _reshape(notes: Notes, x: Tensor, shape: Sequence[int]) -> Tensor:
+    """A view, or of heads of a fused product a copy."""
+    try:
+        return x.view(shape)
+    except RuntimeError:
+        return _copied(notes, x).view(shape)
+
+
+def _contiguous(notes: Notes, x: Tensor, **options: object) -> Tensor:
+    if options:
+        notes.refuse(f"a copy with {options}")
+    return x if x.is_contiguous() else _copied(notes, x)
+
+
+def _copied(notes: Notes, x: Tensor) -> Tensor:
+    out = notes.keep(torch.empty(x.shape, dtype=x.dtype))
+    _copy(notes, x, out)
+    return out
+
+
+def _cat(notes: Notes, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Columns of a product beside each other: parts are [T, N]."""
+    dtypes = {part.dtype for part in parts}
+    if dim not in (1, -1) or len(dtypes) > 1 or any(part.dim() != 2 for part in parts):
+        notes.refuse(f"cat along {dim} of {', '.join(map(_text, parts))}")
+    sizes = [part.shape[1] for part in parts]
+    out = notes.keep(torch.empty((len(parts[0]), sum(sizes)), dtype=parts[0].dtype))
+    for part, columns in zip(parts, torch.split(out, sizes, dim=1), strict=True):
+        _copy(notes, part, columns)
+    return out
+
+
+def _copy(notes: Notes, x: Tensor, out: Tensor) -> None:
+    """Copy rows [T, ...] that are contiguous each."""
+    if not x.dim() or not x[0].is_contiguous():
+        notes.refuse(f"a copy of {_text(x)}, strides {x.stride()},")
+    strides = (x.stride(0) * x.itemsize, out.stride(0) * x.itemsize)
+    sizes = (len(x), x[0].nbytes, *strides, torch.get_num_threads())
+    notes.run(_copy_rows, _CopyRows(x.data_ptr(), out.data_ptr(), *sizes))
+
+
 def _rows(notes: Notes, x: Tensor) -> Tensor:
     """A tensor as rows [T, ...] that are contiguous each."""
     if x.dim() == 2 and x.stride(1) == 1:
         return x
     if not x.is_contiguous() or not x.dim():
-        notes.refuse(f"a sum or product of {_text(x)}, strides {x.stride()}")
+        notes.refuse(f"arithmetic on {_text(x)}, strides {x.stride()},")
     return x.view(len(x), -1)
 
 
@@ -131,8 +219,12 @@ HANDLERS: Final[Mapping[object, Callable[..., Tensor]]] = MappingProxyType(
         _aten.embedding.default: _embedding,
         _aten.index_select.default: _index_select,
         _aten.index.Tensor: _index,
-        _aten.add.Tensor: _combination(_ADD),
-        _aten.mul.Tensor: _combination(_MULTIPLY),
+        _aten.add.Tensor: _combination(ADD),
+        _aten.mul.Tensor: _combination(MULTIPLY),
+        _aten.clamp_.default: _clamp_in_place,
+        _aten.reshape.default: _reshape,
+        _aten.contiguous.default: _contiguous,
+        _aten.cat.default: _cat,
     }
 )
 """By torch's name of an operation, what does it: called with a Recorder and the operation's arguments."""
