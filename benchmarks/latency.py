@@ -22,7 +22,8 @@ def main() -> None:
         token_times(llm, single(vocab, 99, 128, 16))
         short = [token_times(llm, single(vocab, repeat, 128, 128)) for repeat in range(args.repeats)]
         first = [
-            token_times(llm, single(vocab, repeat, args.long_prompt, 2))[0] for repeat in range(args.repeats)
+            token_times(llm, single(vocab, 50_000 + repeat, args.long_prompt, 2))[0]
+            for repeat in range(args.repeats)
         ]
     intervals = [(times[-1] - times[0]) / (len(times) - 1) for times in short]
     job = single(vocab, 0, 128, 128)

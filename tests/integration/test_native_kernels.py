@@ -50,7 +50,10 @@ def test_native_kernels_agree_with_torch(
     assert "kernels: attention torch-paged; " in caplog.text
     assert "native rms_norm" not in caplog.text
     native = logprobs_of(tmp_path, prompts, [], caplog)
-    ops = "apply_penalties, greedy_tokens, rms_norm, rotary, sample_tokens, silu_and_mul"
+    ops = (
+        "apply_penalties, gelu, gelu_fast, gelu_new, gelu_pytorch_tanh, greedy_tokens, layer_norm, relu, rms_norm, "
+        "rotary, sample_tokens, silu, silu_and_mul"
+    )
     assert f"kernels: attention native-paged; native {ops}" in caplog.text
     compared = 0
     for found, wanted in zip(native, plain, strict=True):

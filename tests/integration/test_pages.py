@@ -21,6 +21,7 @@ KINDS = (
     "model",
     "op",
     "attention-backend",
+    "step-capture",
     "policy",
     "quantization",
     "logits-processor",

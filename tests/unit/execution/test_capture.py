@@ -25,10 +25,7 @@ NO_ATTENTION = cast(AttentionBackend, SimpleNamespace(prepare=lambda batch: None
 
 
 class Doubling(nn.Module):
-    """A layer."""
-
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        """[T, 2] to [T, 2]."""
         return 2 * x
 
 
@@ -40,20 +37,17 @@ class Toy(nn.Module):
         self.layers = nn.ModuleList([Doubling(), Doubling()])
 
     def embed(self, batch: ForwardBatch) -> Tensor:
-        """[T, 2]."""
         return torch.stack([batch.positions, batch.token_ids], dim=1).double()
 
     def finish(self, hidden: Tensor) -> Tensor:
-        """[L, 2] to [L, 2]."""
         return hidden + 1
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[L, 2] to [L, 3]."""
         return hidden @ torch.ones(2, 3, dtype=torch.float64)
 
 
 class Recorded:
-    """Steps that are not recorded at all: it runs the model; `spoil_...` change what comes of it."""
+    """Runs the model; `spoil_...` change what comes of it."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -63,20 +57,16 @@ class Recorded:
         self.spoil_logits: Callable[[Tensor], Tensor | None] = lambda logits: logits
 
     def layers(self, batch: ForwardBatch) -> Tensor | None:
-        """See CapturedSteps."""
         self.batches.append(batch)
         return self.spoil_hidden(run_layers(self.model, batch))
 
     def logits(self, hidden: Tensor, batch: ForwardBatch) -> Tensor | None:
-        """See CapturedSteps."""
         return self.spoil_logits(run_head(self.model, hidden, batch))
 
     def trim(self) -> None:
-        """See CapturedSteps."""
         self.num_trims += 1
 
     def describe(self) -> str:
-        """See CapturedSteps."""
         return f"{self.num_trims} trims"
 
 
@@ -89,7 +79,6 @@ class Recording:
         self.made: list[Recorded] = []
 
     def capture(self, request: CaptureRequest) -> CapturedSteps:
-        """See StepCapture."""
         self.requests.append(request)
         self.made.append(Recorded(request.model))
         self.change(self.made[-1])
@@ -117,11 +106,8 @@ def recorded_by(capture: Recording, **keywords: object) -> Captured:
     return record([entry("mine", lambda: capture)], **keywords)  # type: ignore[arg-type]  # keywords of record
 
 
-def test_none_is_installed() -> None:
+def test_none_serves() -> None:
     assert record([]) == Captured(None, "call by call (no step capture is installed)")
-
-
-def test_all_refuse() -> None:
     entries = [entry("a", Recording, refusal="it is too cold"), entry("b", Recording, 20, refusal="no")]
     assert record(entries) == Captured(None, "call by call (b: no; a: it is too cold)")
 
@@ -265,17 +251,13 @@ def test_other_failures_name_the_plugin() -> None:
         recorded_by(Recording(raises(NumericalError("not finite"))))
 
 
-def failing_factory() -> object:
-    raise OSError("no such library")
-
-
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
         (lambda: object(), "its factory gave <object object"),
         (lambda: None, "its factory gave None, expected a StepCapture"),
         ("no factory", "its factory gave None"),
-        (failing_factory, "its factory raised OSError: no such library"),
+        (lambda: 1 // 0, "its factory raised ZeroDivisionError: "),
     ],
 )
 def test_wrong_factories_are_named(factory: object, message: str) -> None:
@@ -289,10 +271,7 @@ def test_modules_with_hooks_are_not_recorded(register: str) -> None:
     model, capture = Toy(), Recording()
     handle = getattr(model.layers[1], register)(lambda *_: None)
     captured = recorded_by(capture, model=model)
-    assert captured.summary == (
-        "call by call (mine: layers.1 has forward hooks, which a replayed step would not call)"
-    )
-    assert not capture.requests
+    assert "(mine: layers.1 has forward hooks, which a" in captured.summary and not capture.requests
     handle.remove()
     assert recorded_by(capture, model=model).steps is not None
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from quire import LLM, SamplingParams
-from quire.api.batch import DeviceInfo
+from quire.api.batch import DeviceInfo, ForwardBatch
 from quire.api.outputs import RequestOutput
 from quire_kernels.native import bfloat16
 
@@ -19,6 +19,7 @@ REFUSAL = bfloat16.bfloat16_refusal(DeviceInfo("cpu"), "bfloat16")
 if REFUSAL is not None:
     pytest.skip(REFUSAL, allow_module_level=True)
 
+from quire_kernels.paged_attention.native import NativePagedAttention  # noqa: E402  # the same
 from quire_kernels.replay.program import Program  # noqa: E402  # it binds the library when imported
 
 SETTINGS: dict[str, Any] = {
@@ -186,6 +187,31 @@ def test_other_numbers_of_threads_between_steps(runs: Runs, keep_threads: None) 
         runs.layers.clear()
         assert run(llm) == expected
     assert len(runs.layers) >= 9
+
+
+def test_long_and_shared_contexts(monkeypatch: pytest.MonkeyPatch, runs: Runs, keep_threads: None) -> None:
+    """Contexts that threads share, and beginnings that rows share: layers are told of them anew in each step."""
+    torch.set_num_threads(3)
+    more = {"max_model_len": 700, "num_kv_blocks": 900, "max_num_batched_tokens": 700}
+    shared = [DRAW.randrange(90) for _ in range(160)]
+    prompts = [shared + PROMPTS[index] for index in range(6)] + [PROMPTS[1] * 60, PROMPTS[2] * 40]
+    prompts = [ids[:650] for ids in prompts]
+    seen = {"num_shared": 0, "num_merges": 0, "num_pieces": 0}
+    prepare = NativePagedAttention.prepare
+
+    def counted(self: NativePagedAttention, batch: ForwardBatch) -> Any:
+        step = prepare(self, batch)
+        for name in seen:
+            seen[name] += getattr(step.arguments, name)
+        return step
+
+    with make(is_eager=True, **more) as llm:
+        expected = generate(llm, prompts, GREEDY)
+    with make(**more) as llm:
+        runs.layers.clear()
+        monkeypatch.setattr(NativePagedAttention, "prepare", counted)
+        assert generate(llm, prompts, GREEDY) == expected
+    assert len(runs.layers) > 9 and all(seen.values()), seen
 
 
 def test_an_interrupt_leaves_a_right_engine(monkeypatch: pytest.MonkeyPatch) -> None:

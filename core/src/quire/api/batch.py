@@ -47,7 +47,7 @@ class ForwardBatch:
             the request alone, so that chunking does not change it.
         query_start: int32 [R + 1], where each request's tokens begin.
         seq_lens: int32 [R], context length with this step's tokens.
-        slot_mapping: int64 [T], `block_id * block_size + offset`: where each token's KV goes.
+        slot_mapping: int64 [T], `block_id * block_size + offset`: where each token's KV goes; -1: nowhere.
         block_tables: int32 [R, max_blocks]; entries past a request's length are arbitrary valid ids.
         logits_rows: int64 [L], the tokens (indices into T) whose logits are needed.
         query_lens, context_lens: host copies per request; context_lens are `seq_lens`.

@@ -183,7 +183,9 @@ class DeviceSettings(Section):
         None, description="name of an attention backend, if not the best that supports the device"
     )
     tensor_parallel_size: int = Field(1, ge=1, description="ranks that share each layer; this version runs 1")
-    enforce_eager: bool = Field(False, description="never capture steps as graphs")
+    enforce_eager: bool = Field(
+        False, description="run every step call by call: record and replay none, capture no graphs"
+    )
 
 
 SECTIONS: Mapping[str, type[Section]] = {

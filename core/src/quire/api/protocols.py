@@ -65,7 +65,8 @@ class AttentionBackend(Protocol):
         """Write this step's keys and values, then attend causally over each request's context.
 
         All KV of the step is written before any is read: a request may read blocks that another
-        one writes in the same step.
+        one writes in the same step. A token whose slot is -1 is not written, and a row whose `seq_lens` is 0
+        reads nothing, whatever is put out for it: graphs fill steps up with such rows, on GPUs.
 
         Args:
             query: [T, H, D]; last dimension contiguous, as in key and value.

@@ -45,7 +45,7 @@ class TorchGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types for it
 
     def pool(self) -> object:
         """See GraphDevice."""
@@ -63,7 +63,7 @@ class TorchGraphs:
             self._on_stream(),  # torch.cuda.graph leaves its stream current where capturing fails
             torch.cuda.graph(
                 captured,
-                pool=cast("torch._C._POOL_HANDLE", pool),
+                pool=pool,  # type: ignore[arg-type]  # a name that torch keeps to itself
                 stream=self._stream,
                 capture_error_mode="thread_local",  # other threads of this process may allocate meanwhile
             ),

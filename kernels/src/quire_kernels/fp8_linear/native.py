@@ -60,7 +60,7 @@ def fp8_linear(
     weights (and inputs) times their scales where these change along the inputs.
     """
     _check(x, weight, scales, block_rows, block_columns)
-    refuse_recording("the native fp8_linear, which takes other ways for more rows")
+    refuse_recording("the native fp8_linear, which takes other ways for more rows,")
     if x.stride(1) != 1:
         x = x.contiguous()
     input_scales = None

@@ -200,7 +200,7 @@ class NativePagedAttention(TorchPagedAttention):
         )
         is_native = query.dtype == torch.bfloat16 and self._instructions >= DOT_PRODUCTS
         self._can_share = self._is_plain and is_native
-        if num_tokens > batch.num_decode_rows and not is_native:
+        if not is_native and num_tokens > batch.num_decode_rows:
             if step.groups is None:
                 step.groups = group_rows(batch, with_decodes=False).groups
             cache = kv_cache.view(-1, 2 * width)

@@ -34,8 +34,13 @@ class NativeCapture:
             raise CaptureError(f"steps and contexts are of less than {_NUM_ROWS} tokens")
         with torch.inference_mode():
             _run_once(request)
-            layers, addresses = _record_layers(request)
-            head, logits_rows = _record_head(request)
+            try:
+                layers, addresses = _record_layers(request)
+                head, logits_rows = _record_head(request)
+            except CaptureError:
+                raise
+            except Exception as error:  # the plain run had none
+                raise CaptureError(f"recorded, the model raised {type(error).__name__}: {error}") from error
         return NativeSteps(request, layers, head, (*addresses, logits_rows))
 
 
@@ -89,10 +94,12 @@ class NativeSteps:
 class _NotRead(list[int]):
     """Host values of a batch, which differ from step to step: a model that reads them cannot be recorded."""
 
-    def _refuse(self, *_: object) -> NoReturn:
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise CaptureError("reading a batch's query_lens, context_lens or num_requests cannot be recorded")
 
-    __getitem__ = __iter__ = __len__ = __eq__ = __contains__ = __bool__ = _refuse
+    __getitem__ = __iter__ = __reversed__ = __len__ = __bool__ = __contains__ = _refuse
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __add__ = __radd__ = __mul__ = __rmul__ = __array__ = copy = count = index = _refuse
 
 
 def _run_once(request: CaptureRequest) -> None:

@@ -62,13 +62,7 @@ class Program:
         at, count = ctypes.c_void_p, ctypes.c_int64
         self._set.argtypes = [at, count, at, count, at, count]
         self._set.restype = None
-        found = recorder.find(result.data_ptr())
-        if (
-            found is None
-            or not result.is_contiguous()
-            or result.data_ptr() != recorder.buffers[found].address
-        ):
-            raise CaptureError("what the model gave is not the result of recorded calls")
+        found = _result_of(recorder, result)
         fused = fuse(recorder.calls, recorder.buffers, marks, found)
         fused.buffers[found].last = len(fused.calls)
         offsets, self.bytes_per_token = plan_offsets(fused.buffers, recorder.num_tokens)
@@ -101,11 +95,12 @@ class Program:
             MemoryError: there is none for the kernels' copies.
         """
         if shared is not None and self._shared is not None:
+            assert ctypes.sizeof(shared) <= _SHARED_BYTES
             ctypes.memmove(self._shared, ctypes.addressof(shared), ctypes.sizeof(shared))
         if given is not None:
             for pointer in self._given:
                 pointer.value = given.data_ptr()
-        if num_tokens != self._num_tokens:
+        if num_tokens != self._num_tokens or not num_tokens:
             self._place(num_tokens)
         threads = torch.get_num_threads()
         for first, last in [(0, self.num_calls)] if after_layer is None else self._parts:
@@ -159,12 +154,25 @@ class Program:
         if not 0 < num_tokens <= self.max_tokens:
             raise ValueError(f"{num_tokens} tokens: this program is for 1 to {self.max_tokens}")
         counts = (self.num_calls, ctypes.addressof(self._places), len(self._places))
+        self._num_tokens = 0  # an interrupt from here on leaves nothing that counts as placed
         self._set(self._calls_at, *counts, self._base, num_tokens)
-        self._num_tokens = num_tokens
         offset, shape, dtype = self._result
         first = self._base - self._arena.data_ptr() + offset * num_tokens
         num_bytes = num_tokens * shape.numel() * dtype.itemsize
         self._view = self._arena[first : first + num_bytes].view(dtype).view(num_tokens, *shape)
+        self._num_tokens = num_tokens
+
+
+def _result_of(recorder: Recorder, result: Tensor) -> int:
+    """The buffer that a run has given, whole."""
+    found = recorder.find(result.data_ptr())
+    buffer = None if found is None else recorder.buffers[found]
+    if found is None or buffer is None or buffer.is_given or buffer.first < 0:
+        raise CaptureError("what the model gave is not the result of recorded calls")
+    is_whole = result.is_contiguous() and result.data_ptr() == buffer.address
+    if not is_whole or result.shape[:1] != (recorder.num_tokens,):
+        raise CaptureError(f"what the model gave, {list(result.shape)}, is not one row a token")
+    return found
 
 
 def plan_offsets(buffers: Sequence[Buffer], num_tokens: int) -> tuple[list[int], int]:

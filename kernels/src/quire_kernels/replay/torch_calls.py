@@ -141,11 +141,8 @@ def _combination(operation: int) -> Callable[..., Tensor]:
 
 
 def _clamp_in_place(notes: Notes, x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    """`x.clamp_(low, high)`: the limits are rounded to x's dtype."""
-    limits = {"low": -math.inf if low is None else low, "high": math.inf if high is None else high}
-    _adjusted(
-        notes, x, x, **{name: torch.tensor(value, dtype=x.dtype).item() for name, value in limits.items()}
-    )
+    """`x.clamp_(low, high)`; torch rounds the limits to x's dtype first, which gives the same values."""
+    _adjusted(notes, x, x, low=-math.inf if low is None else low, high=math.inf if high is None else high)
     return x
 
 
