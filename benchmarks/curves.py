@@ -64,7 +64,8 @@ class Curves:
         """Points at growing contexts of the same prompts, whose beginnings are found in the prefix cache."""
         running = RunningRequests(self.llm, self.bench.shape.vocab, seed=1_000_000 + count)
         longest = [running.draw(contexts[-1]) for _ in range(count)]
-        num_outputs = WARM_UP_STEPS + self.num_steps + 2 + count  # of the first, while others are added
+        num_added = count * (1 + contexts[-1] // 1024)  # at most so many steps of others' prompts come before
+        num_outputs = WARM_UP_STEPS + self.num_steps + 2 + num_added
         points = []
         for context in contexts:
             length = min(self._prompt_length(context), self._room - num_outputs)

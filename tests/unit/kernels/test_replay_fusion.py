@@ -22,7 +22,7 @@ from quire_kernels.replay.recorder import Recorder  # noqa: E402
 from quire_kernels.silu_and_mul.native import silu_and_mul  # noqa: E402
 
 SIZE, WIDE = 96, 160
-TOKENS = (1, 2, 5, 16, 17, 33, 64, 100, 129, 300, 700)
+TOKENS = (1, 2, 17, 64, 129, 600)
 LIMITS = range(bfloat16.DOT_PRODUCTS, bfloat16.instructions() + 1)
 
 
