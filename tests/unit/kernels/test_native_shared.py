@@ -132,3 +132,18 @@ def test_many_users_are_cut() -> None:
     found = find_shared(tables_of(rows), [200] * len(rows), 16)
     assert found is not None
     assert [task[1] for task in found.tasks.tolist()] == [MAX_USERS, 5]
+
+
+def test_outliers_do_not_switch_sharing_off() -> None:
+    common = list(range(10, 26))
+    rows = [[*common, 100 + index] for index in range(5)]
+    rows += [[10, *range(200, 215), 300], common[:6], [*common[:4], 60]]
+    found = find_shared(tables_of(rows), [260] * 5 + [260, 90, 70], 16)
+    assert found is not None
+    assert found.starts.tolist() == [256] * 5 + [0] * 3
+
+
+def test_drafts_over_the_end_of_a_block_are_drafts() -> None:
+    common = list(range(10, 26))
+    pairs = [[*common, 100 + index, 200 + index] for index in range(2) for _ in range(2)]
+    assert find_shared(tables_of(pairs), [272, 273, 272, 273], 16) is None

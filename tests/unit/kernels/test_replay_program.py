@@ -216,7 +216,7 @@ def test_a_kernel_without_memory(threads: int) -> None:
         table = TABLES[torch.float32]
         kernel(
             torch_calls._Gather(
-                table.data_ptr(), IDS.data_ptr(), out.data_ptr(), NUM_TOKENS, 8 * SIZE, threads
+                table.data_ptr(), IDS.data_ptr(), out.data_ptr(), NUM_TOKENS, 8 * SIZE, len(table), threads
             )
         )
         return out + out
@@ -241,3 +241,14 @@ GIVERS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_the_result_is_a_whole_buffer(name: str) -> None:
     with pytest.raises(CaptureError, match="^what the model gave.* is not "):
         record(lambda: GIVERS[name](compute(NUM_TOKENS, torch.float32)))
+
+
+def test_an_index_out_of_range_is_told() -> None:
+    ids = IDS.clone()
+    program = record(lambda: TABLES[torch.float32].index_select(0, ids))
+    for wrong in (-1, len(TABLES[torch.float32])):
+        ids[1] = wrong
+        with pytest.raises(IndexError, match="a replayed step of 3 tokens: an index is out of range"):
+            program.run(3)
+    ids[1] = 0
+    assert program.run(3).equal(TABLES[torch.float32][ids[:3]])

@@ -11,6 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from quire_kernels.native.library import native_library
 
+OUT_OF_RANGE = 2
+"""A kernel's status, as in team.h; 1: memory is short."""
+
 
 @dataclass(slots=True)
 class SharedArguments:
@@ -63,8 +66,15 @@ class Kernel:
         note = recording()
         if note is not None:
             note.add(self, arguments)
-        if self._function(arguments):
-            raise MemoryError(f"no memory for the native kernel {self.name}")
+        raise_failure(self._function(arguments), f"the native kernel {self.name}")
+
+
+def raise_failure(status: int, what: str) -> None:
+    """Raise what a kernel's status stands for, if it is not 0."""
+    if status & OUT_OF_RANGE:
+        raise IndexError(f"{what}: an index is out of range")
+    if status:
+        raise MemoryError(f"no memory for {what}")
 
 
 def recording() -> Recording | None:

@@ -1,12 +1,14 @@
 /* Kernels are functions that every thread of a team calls with the same arguments, and that share the work out among
-   them: so they can run one by one, or many in one parallel region (see replay/native.c). They give 0, or 1 where memory
-   is short. What they write is complete when all threads have returned. */
+   them: so they can run one by one, or many in one parallel region (see replay/native.c). They give 0, 1 where memory
+   is short, or OUT_OF_RANGE. What they write is complete when all threads have returned. */
 
 #ifndef QUIRE_TEAM_H
 #define QUIRE_TEAM_H
 
 #include <omp.h>
 #include <stdlib.h>
+
+enum { OUT_OF_RANGE = 2 };
 
 /* `quire_NAME(arguments)` runs the kernel by a team of its own, of one thread where `is_small`; `quire_NAME_team` is what
    a team calls. `p` names the arguments in `is_small`. */

@@ -178,7 +178,8 @@ class NativePagedAttention(TorchPagedAttention):
             )
         )
         output = torch.empty((num_tokens, num_heads, head_size), dtype=query.dtype)
-        self._reserve(step, _partial_size(params))
+        self._widest = max(self._widest, _partial_size(params))
+        self._reserve(step, self._widest)
         _paged_attention(
             _PagedAttention(
                 ctypes.addressof(step.arguments),

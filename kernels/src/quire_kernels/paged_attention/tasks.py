@@ -44,8 +44,8 @@ class SharedPieces:
 def find_shared(tables: Int32Array, context_lens: Sequence[int], block_size: int) -> SharedPieces | None:
     """What decode rows have in common at the beginning of their contexts: blocks that several tables name.
 
-    Rows that end in the same block are drafts of one request; they are left alone, since attending what is shared
-    rounds otherwise, and a draft's row shall get what it would get as a token's.
+    Rows that end in the same block, or in one that another row has as its last but one, are drafts of one request; they
+    are left alone, since attending what is shared rounds weights to bfloat16.
 
     Args:
         tables: [R, W], the blocks of R rows of one token.
@@ -58,8 +58,12 @@ def find_shared(tables: Int32Array, context_lens: Sequence[int], block_size: int
     lengths = np.array(context_lens, dtype=np.int64)
     if len(lengths) < MIN_USERS:
         return None
-    order = np.argsort(tables[:, 0], kind="stable")
-    bounds = np.flatnonzero(np.diff(tables[order, 0], prepend=-1, append=-1))
+    depth = -(-max(MIN_SHARED, block_size) // block_size) - 1  # a block there names all that comes before it
+    long = np.flatnonzero((lengths - 1) // block_size > depth)
+    if len(long) < MIN_USERS:
+        return None
+    order = long[np.argsort(tables[long, depth], kind="stable")]
+    bounds = np.flatnonzero(np.diff(tables[order, depth], prepend=-1, append=-1))
     starts, counts = np.zeros_like(lengths), np.zeros_like(lengths)
     tasks: list[tuple[int, int, int, int]] = []
     users: list[Int32Array] = []
@@ -91,10 +95,12 @@ def find_shared(tables: Int32Array, context_lens: Sequence[int], block_size: int
 def _not_drafts(
     rows: NDArray[np.int64], tables: Int32Array, lengths: NDArray[np.int64], block_size: int
 ) -> NDArray[np.int64]:
-    """Those of the rows that end in a block of their own."""
-    ends = tables[rows, (lengths[rows] - 1) // block_size]
+    """Those of the rows that end in a block of their own, and whose last block but one ends no other row."""
+    last = (lengths[rows] - 1) // block_size
+    ends, before = tables[rows, last], tables[rows, np.maximum(last - 1, 0)]
     _, inverse, counts = np.unique(ends, return_inverse=True, return_counts=True)
-    kept: NDArray[np.int64] = rows[counts[inverse] == 1]
+    is_next_to = np.isin(ends, before) | np.isin(before, ends)
+    kept: NDArray[np.int64] = rows[(counts[inverse] == 1) & ~is_next_to]
     return kept
 
 

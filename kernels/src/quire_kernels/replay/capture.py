@@ -86,9 +86,10 @@ class NativeSteps:
 
     def describe(self) -> str:
         """See CapturedSteps."""
-        size = self._layers.bytes_per_token + self._head.bytes_per_token
+        programs = (self._layers, self._head)
+        size = sum(each.bytes_per_token * each.max_tokens for each in programs) / 1e6
         calls = f"{self._layers.num_calls} calls of layers, {self._head.num_calls} of the head"
-        return f"{calls}, {size / 1e3:.0f} kB a token"
+        return f"{calls}; the largest steps take {size:.0f} MB"
 
 
 class _NotRead(list[int]):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quire.api.errors import CaptureError
+from quire_kernels.native.kernel import raise_failure
 from quire_kernels.native.library import native_library
 from quire_kernels.replay.fusion import fuse
 from quire_kernels.replay.recorder import Buffer, RecordedCall, Recorder
@@ -104,15 +105,20 @@ class Program:
             self._place(num_tokens)
         threads = torch.get_num_threads()
         for first, last in [(0, self.num_calls)] if after_layer is None else self._parts:
-            if self._run(self._calls_at + first * ctypes.sizeof(_Call), last - first, threads):
-                raise MemoryError(f"no memory for a replayed step of {num_tokens} tokens")
+            status = self._run(self._calls_at + first * ctypes.sizeof(_Call), last - first, threads)
+            raise_failure(status, f"a replayed step of {num_tokens} tokens")
             if after_layer is not None:
                 after_layer()
         return self._view
 
     def trim(self) -> None:
         """Give memory back; what the last run gave stays valid, and the next one has other addresses."""
-        self._arena = torch.empty(self.bytes_per_token * self.max_tokens + _LINE, dtype=torch.uint8)
+        self._arena = self._view = torch.empty(0)
+        num_bytes = self.bytes_per_token * self.max_tokens + _LINE
+        try:
+            self._arena = torch.empty(num_bytes, dtype=torch.uint8)
+        except RuntimeError as error:
+            raise CaptureError(f"{num_bytes / 1e9:.1f} GB for recorded steps are not to be had") from error
         self._base = -(-self._arena.data_ptr() // _LINE) * _LINE
         self._num_tokens = 0
         self._view = torch.empty(0)

@@ -20,7 +20,7 @@ class _Gather(ctypes.Structure):
 
     _fields_ = [
         *((name, C_POINTER) for name in ("table", "index", "out")),
-        *((name, C_LONG) for name in ("rows", "row_bytes")),
+        *((name, C_LONG) for name in ("rows", "row_bytes", "table_rows")),
         ("threads", C_INT32),
     ]
 
@@ -61,6 +61,7 @@ _combine = Kernel("combine", _Combine)
 _copy_rows = Kernel("copy_rows", _CopyRows)
 _adjust = Kernel("adjust", _Adjust)
 ADD, MULTIPLY = 0, 1
+_ANY_NUMBER = 2**62
 
 
 class Notes(Protocol):
@@ -78,6 +79,10 @@ class Notes(Protocol):
         """Make a new tensor's memory a buffer."""
         ...
 
+    def find(self, address: int) -> int | None:
+        """The number of the buffer that an address lies in, if it lies in one."""
+        ...
+
 
 def _take_rows(notes: Notes, table: Tensor, index: Tensor) -> Tensor:
     """`table[index]`, of a table [N, ...] and int64 [T]."""
@@ -91,8 +96,10 @@ def _take_rows(notes: Notes, table: Tensor, index: Tensor) -> Tensor:
         )
     out = notes.keep(torch.empty((len(index), *table.shape[1:]), dtype=table.dtype))
     row_bytes = table[0].nbytes
+    # a buffer has as many rows as the step asks for, and its indices are the engine's own
+    table_rows = len(table) if notes.find(table.data_ptr()) is None else _ANY_NUMBER
     pointers = (table.data_ptr(), index.data_ptr(), out.data_ptr())
-    notes.run(_gather, _Gather(*pointers, len(index), row_bytes, torch.get_num_threads()))
+    notes.run(_gather, _Gather(*pointers, len(index), row_bytes, table_rows, torch.get_num_threads()))
     return out
 
 
