@@ -31,7 +31,7 @@ _CHECKED: tuple[Rows, ...] = (
     _DECODES,
     ((1, 20), (1, 1), (70, 100), (9, 9)),
     (*[(1, 10 + 3 * index) for index in range(40)],),
-    ((1, 300), (200, 260)),
+    ((1, 200), (140, 160)),
     ((21, 21),),
 )
 """Steps that are compared: one request, a few, prompts beside them, many, long ones, a prompt alone."""
