@@ -275,8 +275,8 @@ def test_a_reset_repairs_what_an_interrupted_call_left(make_cache, monkeypatch, 
     pool = manager._pool
     take = pool.take
 
-    def interrupted():
-        taken.append(take())
+    def interrupted(after=None):
+        taken.append(take(after))
         if len(taken) == at:
             raise KeyboardInterrupt
         return taken[-1]

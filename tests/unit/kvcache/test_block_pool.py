@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from quire.api.errors import ConfigError, KVCacheInvariantError
-from quire.kvcache.block_pool import BlockPool
+from quire.kvcache.block_pool import EXTENT, BlockPool
 
 
 def free_ids(pool: BlockPool) -> list[int]:
@@ -49,6 +49,49 @@ def test_a_dropped_digest_moves_a_free_block_to_the_head():
         pool.take(), pool.take()
 
 
+def test_requests_that_grow_beside_each_other_get_runs():
+    pool = BlockPool(4 * EXTENT + 3)
+    first, second = [pool.take()], [pool.take()]
+    for _ in range(EXTENT - 1):
+        first.append(pool.take(first[-1]))
+        second.append(pool.take(second[-1]))
+    assert [block.block_id for block in first] == list(range(EXTENT))
+    assert [block.block_id for block in second] == list(range(EXTENT, 2 * EXTENT))
+    third = [pool.take()]
+    first.append(pool.take(first[-1]))  # its neighbour is the second's: a run elsewhere
+    assert [third[0].block_id, first[-1].block_id] == [2 * EXTENT, 3 * EXTENT]
+    pool.check_invariants()
+    assert pool.take().block_id == pool.take().block_id - 1, "no extent is empty: by the queue"
+
+
+def test_an_extent_that_empties_is_used_again():
+    pool = BlockPool(2 * EXTENT)
+    taken = [pool.take() for _ in range(2 * EXTENT)]
+    for block in reversed(taken[EXTENT:]):
+        pool.release(block)
+        pool.check_invariants()
+    taken[3].digest = b"x"
+    for block in taken[:EXTENT]:
+        pool.release(block)
+    pool.check_invariants()
+    assert pool.take().block_id == EXTENT
+    pool.drop_digest(taken[3])
+    assert pool.take(pool.blocks[2]).block_id == 3, "the neighbour, wherever it is"
+    assert pool.take(pool.blocks[2 * EXTENT - 1]).block_id == 2
+    pool.check_invariants()
+
+
+def test_what_is_cached_is_taken_last_and_in_the_order_of_its_release():
+    pool = BlockPool(EXTENT)
+    taken = [pool.take() for _ in range(EXTENT)]
+    for block in reversed(taken[2:]):
+        block.digest = bytes([block.block_id])
+        pool.release(block)
+    pool.release(taken[0])
+    assert pool.take(taken[1]).block_id == 0, "the neighbour holds something"
+    assert pool.peek(taken[1]).block_id == EXTENT - 1
+
+
 def test_double_free_and_exhaustion_raise():
     pool = BlockPool(1)
     block = pool.take()
@@ -76,4 +119,17 @@ def test_invariants_see_each_defect(defect):
     else:
         block.ref_count = 0
     with pytest.raises(KVCacheInvariantError):
+        pool.check_invariants()
+
+
+@pytest.mark.parametrize("defect", ["count", "list"])
+def test_invariants_see_a_wrong_extent(defect):
+    pool = BlockPool(2 * EXTENT)
+    pool.take()
+    pool.check_invariants()
+    if defect == "count":
+        pool._num_empty[0] += 1
+    else:
+        pool._empty_extents.clear()
+    with pytest.raises(KVCacheInvariantError, match="extent"):
         pool.check_invariants()

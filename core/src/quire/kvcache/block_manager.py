@@ -117,7 +117,7 @@ class BlockManager:
         first = replaced[0] if replaced else len(blocks)
         copies = self._replace(table, replaced, start)
         for _ in range(num_missing):
-            blocks.append(self._take())
+            blocks.append(self._take(blocks[-1] if blocks else None))
         table.num_tokens = start + num_new_tokens
         return Allocation(first, tuple([block.block_id for block in blocks[first:]]), copies)
 
@@ -289,7 +289,8 @@ class BlockManager:
         for block in blocks:
             self._pool.share(block)
         num_blocks = -(-(num_tokens + num_lookahead) // self.block_size)
-        blocks.extend([self._take() for _ in range(num_blocks - len(blocks))])
+        for _ in range(num_blocks - len(blocks)):
+            blocks.append(self._take(blocks[-1] if blocks else None))
         table = BlockTable(blocks, digests, len(match.blocks), len(match.blocks), num_tokens)
         self._tables[request] = table
         if self.enable_prefix_caching and request.reads_prefix_cache:
@@ -314,11 +315,12 @@ class BlockManager:
             table.num_committed_blocks = min(table.num_committed_blocks, indices[0])
         return tuple(copies)
 
-    def _take(self) -> Block:
-        victim = self._pool.peek()
+    def _take(self, after: Block | None = None) -> Block:
+        victim = self._pool.peek(after)
         if victim.digest is not None:
             self._unlist(victim)
-        return self._pool.take()
+            after = None  # it is the head now, or of an extent that has become empty
+        return self._pool.take(after)
 
     def _unlist(self, block: Block) -> None:
         self._cache.remove(block)
