@@ -15,12 +15,14 @@ from quire_kernels.native.library import native_refusal
 class TestTorchPaged(AttentionBackendConformance):
     backend = "quire.ops.paged_attention:TorchPagedAttention"
     dtypes = ("float64", "float32", "float16", "bfloat16")
+    kv_cache_dtypes = ("auto", "fp8_e4m3", "int8")
     is_thorough = True
 
 
 class TestNativePaged(AttentionBackendConformance):
     backend = "quire_kernels.paged_attention.native:NativePagedAttention"
     dtypes = ("float32", "bfloat16")
+    kv_cache_dtypes = ("auto", "fp8_e4m3", "int8")
     is_thorough = True
 
     @pytest.fixture(autouse=True, params=[1, 3], ids=["1 thread", "3 threads"])

@@ -42,6 +42,26 @@ class TestNativeRMSNorm(Native):
     implementation = "quire_kernels.rms_norm.native:rms_norm"
 
 
+class TestNativeAddRMSNorm(Native):
+    spec = core_spec("add_rms_norm")
+    implementation = "quire_kernels.rms_norm.native:add_rms_norm"
+
+
+class TestNativeAddLayerNorm(Native):
+    spec = core_spec("add_layer_norm")
+    implementation = "quire_kernels.layer_norm.native:add_layer_norm"
+
+
+class TestNativeEmbedding(Native):
+    spec = core_spec("embedding")
+    implementation = "quire_kernels.embedding.native:embedding"
+
+
+class TestNativeCopyBlocks(Native):
+    spec = core_spec("copy_blocks")
+    implementation = "quire_kernels.copy_blocks.native:copy_blocks"
+
+
 class TestNativeRotary(Native):
     spec = core_spec("rotary")
     implementation = "quire_kernels.rotary.native:rotary"

@@ -106,18 +106,17 @@ class Outcome:
     counters: dict[str, float]
 
 
-def run_case(folder: Path, case: Case, jobs: Sequence[Job]) -> Outcome:
-    """Generate all jobs in one engine; with a warm cache, twice."""
+def run_case(folder: Path, case: Case, jobs: Sequence[Job], **more: object) -> Outcome:
+    """Generate all jobs in one engine, with more settings; with a warm cache, twice."""
     params = [SamplingParams(temperature=0.0, max_tokens=job.max_tokens, ignore_eos=True) for job in jobs]
     prompts = [{"prompt_token_ids": job.prompt} for job in jobs]
-    settings: dict[str, object] = {}
+    settings: dict[str, object] = {"dtype": "float64", **more}
     if case.pool == "scarce":  # room for one request of the longest context and a bit
         settings["num_kv_blocks"] = -(-MAX_MODEL_LEN // case.block_size) + max(1, 24 // case.block_size)
     if case.chunk is not None:
         settings["max_num_batched_tokens"] = case.chunk
     with LLM(
         folder,
-        dtype="float64",
         skip_tokenizer_init=True,
         max_model_len=MAX_MODEL_LEN,
         max_num_seqs=128 if case.cache == "warm" else 16,  # the pool holds no more than they need

@@ -48,11 +48,11 @@ def test_native_kernels_agree_with_torch(
     prompts = [[draw.randrange(90) for _ in range(draw.randrange(1, 50))] for _ in range(12)]
     plain = logprobs_of(tmp_path, prompts, ["native-kernels"], caplog)
     assert "kernels: attention torch-paged; " in caplog.text
-    assert "native rms_norm" not in caplog.text
+    assert "native add_layer_norm" not in caplog.text
     native = logprobs_of(tmp_path, prompts, [], caplog)
     ops = (
-        "apply_penalties, gelu, gelu_fast, gelu_new, gelu_pytorch_tanh, greedy_tokens, layer_norm, relu, rms_norm, "
-        "rotary, sample_tokens, silu, silu_and_mul"
+        "add_layer_norm, add_rms_norm, apply_penalties, copy_blocks, embedding, gelu, gelu_fast, gelu_new, "
+        "gelu_pytorch_tanh, greedy_tokens, layer_norm, relu, rms_norm, rotary, sample_tokens, silu, silu_and_mul"
     )
     assert f"kernels: attention native-paged; native {ops}" in caplog.text
     compared = 0

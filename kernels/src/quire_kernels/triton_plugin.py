@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.batch import DeviceInfo, DTypeName, KVCacheDTypeName
 from quire.api.hookspecs import hookimpl
 from quire.api.specs import AttentionBackendSpec, OpImplSpec, OpSpec, PluginInfo
 
@@ -25,7 +25,11 @@ def quire_register_ops() -> list[OpSpec | OpImplSpec]:
         *(OpImplSpec(op, "triton", f"quire_kernels.{op}.triton:{op}", triton_refusal) for op in linears),
         *(
             OpImplSpec(op, "triton", f"quire_kernels.{op}.triton:{op}", small_op_refusal)
-            for op in ("rms_norm", "layer_norm", "rotary", "silu_and_mul")
+            for op in ("rms_norm", "layer_norm", "rotary", "silu_and_mul", "embedding", "copy_blocks")
+        ),
+        *(
+            OpImplSpec(f"add_{op}", "triton", f"quire_kernels.{op}.triton:add_{op}", small_op_refusal)
+            for op in ("rms_norm", "layer_norm")
         ),
         *(
             OpImplSpec(op, "triton", f"quire_kernels.activation.triton:{op}", small_op_refusal)
@@ -42,7 +46,8 @@ def quire_register_ops() -> list[OpSpec | OpImplSpec]:
 def quire_register_attention_backends() -> list[AttentionBackendSpec]:
     """See the hook specification."""
     factory = "quire_kernels.paged_attention.triton:TritonPagedAttention"
-    return [AttentionBackendSpec("triton-paged", factory, small_op_refusal)]
+    dtypes: tuple[KVCacheDTypeName, ...] = ("auto", "fp8_e4m3", "int8")
+    return [AttentionBackendSpec("triton-paged", factory, small_op_refusal, kv_cache_dtypes=dtypes)]
 
 
 def triton_refusal(device: DeviceInfo, dtype: DTypeName) -> str | None:

@@ -61,12 +61,14 @@ class HashRunner:
         self.block_size = block_size
         self.slots: dict[int, list[int]] = {}
         self.tables: dict[int, list[int]] = {}
+        self.names: dict[int, str] = {}
         self.is_closed = False
 
     def run(self, plan: StepPlan) -> StepResult:
         for assignment in plan.assignments:
             self.slots[assignment.slot] = list(assignment.token_ids)
             self.tables[assignment.slot] = []
+            self.names[assignment.slot] = assignment.request_id
         for update in plan.table_updates:
             self.tables[update.slot][update.first_index :] = update.block_ids
         results = []
@@ -84,6 +86,83 @@ class HashRunner:
         self.is_closed = True
 
 
+class LatePending:
+    """A step that runs until its result is asked for."""
+
+    def __init__(self, executor: LateExecutor, plan: StepPlan) -> None:
+        self._executor = executor
+        self.plan = plan
+
+    def result(self) -> StepResult:
+        executor, step_id = self._executor, self.plan.step_id
+        executor.timeline.append(f"read {step_id}")
+        if self in executor.running:
+            del executor.running[: executor.running.index(self) + 1]  # those before it are void
+        if step_id in executor.bad_results:
+            raise RuntimeError(f"planted in step {step_id}")
+        return executor.results[step_id]
+
+
+class LateExecutor:
+    """A slow device: steps run in order, and their results come late.
+
+    Attributes:
+        timeline: what was called, in order. running: submitted, and nobody has asked for the result.
+        bad_submits, bad_results: steps whose submission or result fails.
+        engine: whose requests' blocks are watched.
+    """
+
+    def __init__(self, runner: HashRunner) -> None:
+        self.runner = runner
+        self.timeline: list[str] = []
+        self.running: list[LatePending] = []
+        self.results: dict[int, StepResult] = {}
+        self.bad_submits: set[int] = set()
+        self.bad_results: set[int] = set()
+        self.engine: Engine
+        self.written: dict[int, dict[int, str]] = {}  # per running step: who writes which block
+
+    def submit(self, plan: StepPlan) -> LatePending:
+        self.timeline.append(f"submit {plan.step_id}")
+        if plan.step_id in self.bad_submits:
+            raise RuntimeError(f"planted in step {plan.step_id}")
+        self._check_blocks(plan)
+        self.results[plan.step_id] = self.runner.run(plan)
+        self.running.append(LatePending(self, plan))
+        size = self.runner.block_size
+        self.written[plan.step_id] = {
+            block: self.runner.names[row.slot]
+            for row in plan.rows
+            for block in self.runner.tables[row.slot][
+                row.start // size : -(-(row.start + row.num_tokens) // size)
+            ]
+        }
+        return self.running[-1]
+
+    def _check_blocks(self, plan: StepPlan) -> None:
+        """No block that a running step writes goes to somebody else, but those of preempted requests."""
+        scheduler = self.engine._scheduler
+        for pending in (each for each in self.running if scheduler.is_in_flight(each.plan)):
+            for update in plan.table_updates:
+                name = next(
+                    (each.request_id for each in plan.assignments if each.slot == update.slot),
+                    self.runner.names.get(update.slot),
+                )
+                for block in update.block_ids:
+                    writer = self.written[pending.plan.step_id].get(block, name)
+                    assert writer == name or self._is_going_on(writer), (
+                        f"{name} got block {block} of {writer}"
+                    )
+
+    def _is_going_on(self, request_id: str) -> bool:
+        owner = self.engine._book.owner(request_id)
+        return owner is not None and not owner.request(request_id).is_finished
+
+    def close(self) -> None:
+        assert not self.running, "the engine was closed while a step runs"
+        self.runner.close()
+
+
 def build(
     num_blocks: int = 24,
     *,
@@ -92,6 +171,7 @@ def build(
     policy: str = "fcfs",
     has_text: bool = True,
     has_plugins: bool = False,
+    is_late: bool = False,
 ) -> Engine:
     manager = BlockManager(num_blocks, 4)
     limits = SchedulerLimits(4, budget, max_model_len)
@@ -101,19 +181,24 @@ def build(
     attached = [("watch", Watcher())] if has_plugins else []
     if has_plugins:
         ordering = GuardedPolicy(policy, "orders", "plugin 'orders' (a test)", ordering, calls, failures)
-    return Engine(
+    runner = HashRunner(4)
+    executor = LateExecutor(runner) if is_late else InProcessExecutor(runner)
+    engine = Engine(
         EngineParts(
             config=EngineConfig(),
             host=PluginHost(),
             inputs=InputProcessor(VOCAB, max_model_len, tokenizer),
             scheduler=Scheduler(limits, manager, ordering),
-            executor=InProcessExecutor(HashRunner(4)),
+            executor=executor,
             tokenizer=tokenizer,  # type: ignore[arg-type]
             eos_token_ids=frozenset([EOS]),
             observers=Observers(attached, calls, limit_s=60.0),
             failures=failures,
         )
     )
+    if isinstance(executor, LateExecutor):
+        executor.engine = engine
+    return engine
 
 
 def expected(prompt: list[int], max_tokens: int) -> list[int]:

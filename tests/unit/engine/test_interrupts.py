@@ -84,15 +84,15 @@ def assert_as_new(engine: Engine, expected: list[list[list[int]]], where: str) -
     assert scheduler.block_manager.usage().num_used_blocks == 0, where
 
 
-def scarce(make_engine: Callable[..., Engine], has_plugins: bool = False) -> Engine:
+def scarce(make_engine: Callable[..., Engine], has_plugins: bool = False, is_late: bool = False) -> Engine:
     """Few enough blocks that requests are preempted, and a budget that cuts prompts in parts."""
-    return make_engine(10, budget=7, has_plugins=has_plugins)
+    return make_engine(10, budget=7, has_plugins=has_plugins, is_late=is_late)
 
 
-@pytest.mark.parametrize("has_plugins", [False, True])
+@pytest.mark.parametrize(("has_plugins", "is_late"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_exception_at_any_line_of_a_step(make_engine, error, has_plugins):
-    plain = scarce(make_engine, has_plugins)
+def test_an_exception_at_any_line_of_a_step(make_engine, error, has_plugins, is_late):
+    plain = scarce(make_engine, has_plugins, is_late)
     counter = Interrupter(-1)
     expected = generate(plain, counter)
     stats = plain._scheduler.stats()
@@ -100,7 +100,7 @@ def test_an_exception_at_any_line_of_a_step(make_engine, error, has_plugins):
     stride = counter.num_lines // 150  # every line was tried once, and held
     reached = set()
     for at in (*counter.first_lines.values(), *range(1, counter.num_lines, stride)):
-        engine, interrupter = scarce(make_engine, has_plugins), Interrupter(at, error)
+        engine, interrupter = scarce(make_engine, has_plugins, is_late), Interrupter(at, error)
         if error is KeyboardInterrupt:
             with pytest.raises(KeyboardInterrupt):
                 generate(engine, interrupter)

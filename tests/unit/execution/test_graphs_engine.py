@@ -72,18 +72,23 @@ def tokens_of(folder: Path, plugin: Graphs, **settings: Any) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    "config", [None, {"method": "ngram", "num_speculative_tokens": 2, "adaptive": False}]
+    "settings",
+    [
+        {},
+        {"async_scheduling": True},
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "adaptive": False}},
+    ],
+    ids=["plain", "ahead", "drafts"],
 )
-def test_tokens_are_equal(
-    config: dict[str, object] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_tokens_are_equal(settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "quire")
     write_tiny_llama(tmp_path)
     plugin = Graphs()
-    expected = tokens_of(tmp_path, plugin, enforce_eager=True, speculative_config=config)
+    drafts = settings.get("speculative_config")
+    expected = tokens_of(tmp_path, plugin, enforce_eager=True, speculative_config=drafts)
     assert not plugin.made
     assert "steps: call by call (enforce_eager)" in caplog.text
-    found = tokens_of(tmp_path, plugin, speculative_config=config)
+    found = tokens_of(tmp_path, plugin, **settings)
     assert "steps: replayed by graphs: " in caplog.text
     assert len(plugin.made) == 1
     assert plugin.num_replays >= 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quire.api.batch import DeviceInfo, DTypeName, ForwardBatch
 from quire.api.errors import DeviceError, UnsupportedModelError
 from quire.api.protocols import AttentionParams, BuildContext
-from quire.api.specs import Registration, WeightMap, WeightPart
+from quire.api.specs import OpImplSpec, Registration, WeightMap, WeightPart
 from quire.execution import device as device_module
 from quire.execution.device import detect_device
 from quire.execution.model_builder import BuildSettings, build_model
@@ -119,6 +119,25 @@ def test_builds_loads_and_runs(dtype: DTypeName) -> None:
         logits = model.logits(model.finish(x[batch.logits_rows]))
     # every layer doubles x: 8 inputs of equal value times weights of 1/8
     assert logits.tolist() == [[8 * 1.0 * 0.125] * 11]
+
+
+def test_blocks_are_copied_by_the_bound_op() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> Tensor:
+        seen.append((*sources.tolist(), *destinations.tolist()))
+        return cache
+
+    settings = make_settings("float32")
+    known = [
+        *(Registration(spec, "core", "quire-core", "0") for spec in core_op_specs()),
+        Registration(OpImplSpec("copy_blocks", "noted", copy_blocks, lambda *_: None, 9), "x", "x", "0"),
+    ]
+    ops = OpTable(known, CPU, "float32", lambda reference, entry: resolve_factory(reference, entry))
+    built = build_model(ToyModel, ToyConfig(), replace(settings, ops=ops), fill_with(0.5, []))
+    caches = built.allocate_kv_caches(4, 16)
+    settings.attention_backend.copy_blocks(caches, torch.tensor([1]), torch.tensor([3]))
+    assert seen == [(1, 3)] * 3
 
 
 def test_refuses_what_is_no_model() -> None:

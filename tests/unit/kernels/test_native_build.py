@@ -7,6 +7,8 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,19 @@ def test_no_compiler(tmp_path: Path) -> None:
         find_compiler({"PATH": str(tmp_path)})
     with pytest.raises(NativeBuildError, match="looked for missing-cc"):
         find_compiler({"PATH": os.environ["PATH"], "CC": "missing-cc"})
+
+
+def test_flags_of_the_compiler_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = find_compiler(os.environ).command[0]
+    compiler = find_compiler(environment(tmp_path, CC=f"{program} -O0 -march=haswell"))
+    assert compiler.command == (program,) and compiler.flags == ("-O0", "-march=haswell")
+    commands: list[Sequence[str]] = []
+    monkeypatch.setattr(build, "_run", lambda command, folder: commands.append(command) or "")
+    build._compile(compiler, [tmp_path / "op" / "native.c"], None, tmp_path)
+    flags = (*build.FLAGS, *compiler.flags)
+    assert tuple(commands[0][1 : 1 + len(flags)]) == flags
+    plain = build._key(replace(compiler, flags=()), [], None)
+    assert build._key(compiler, [], None) != plain
 
 
 def test_a_compiler_that_fails(tmp_path: Path) -> None:

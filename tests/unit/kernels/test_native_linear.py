@@ -14,7 +14,7 @@ from quire.testing.op_cases import OpCase
 from quire.testing.op_suite import OpConformance, core_spec
 from quire_kernels.native import bfloat16
 
-REFUSAL = bfloat16.bfloat16_refusal(DeviceInfo("cpu"), "bfloat16")
+REFUSAL = bfloat16.vectors_refusal(DeviceInfo("cpu"), "bfloat16")
 if REFUSAL is not None:
     pytest.skip(REFUSAL, allow_module_level=True)
 
@@ -33,7 +33,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=range(bfloat16.DOT_PRODUCTS, bfloat16.instructions() + 1), ids=str)
+@pytest.fixture(params=range(bfloat16.VECTORS, bfloat16.instructions() + 1), ids=str)
 def native(request: pytest.FixtureRequest) -> NativeLinear:
     return NativeLinear(request.param)
 

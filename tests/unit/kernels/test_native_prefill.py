@@ -110,14 +110,29 @@ def test_threads_and_scales(limit: int, threads: int) -> None:
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_what_a_query_gets_does_not_depend_on_the_cut(limit: int) -> None:
-    params = AttentionParams(3, 1, 64, 0.125)
+@pytest.mark.parametrize("scale", [0.125, 1.5])
+def test_what_a_query_gets_does_not_depend_on_the_cut(limit: int, scale: float) -> None:
+    params = AttentionParams(3, 1, 64, scale)
     whole = make_case([(300, 300)], Shape(3, 1, 64, 16, dtype=torch.bfloat16), in_order=True)
-    rest = make_case([(150, 300)], Shape(3, 1, 64, 16, dtype=torch.bfloat16), in_order=True)
-    query, key, value = whole.query[150:], whole.key[150:], whole.value[150:]
     expected = attend(whole, params, limit)  # and the cache holds all keys now
-    found = attend(replace(rest, query=query, key=key, value=value, cache=whole.cache), params, limit)
-    assert torch.equal(found, expected[150:])
+    for cut in (150, 151, 290):
+        rest = make_case([(300 - cut, 300)], Shape(3, 1, 64, 16, dtype=torch.bfloat16), in_order=True)
+        query, key, value = whole.query[cut:], whole.key[cut:], whole.value[cut:]
+        found = attend(replace(rest, query=query, key=key, value=value, cache=whole.cache), params, limit)
+        assert torch.equal(found, expected[cut:])
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("growth", [0.02, 1.0, 40.0])
+def test_scores_that_rise_from_chunk_to_chunk(limit: int, growth: float) -> None:
+    """Each chunk's keys outweigh the ones before, by less and by more than weights have room for."""
+    params = AttentionParams(2, 1, 32, 1.0)
+    case = make_case([(600, 600)], Shape(2, 1, 32, 16, dtype=torch.bfloat16), in_order=True)
+    case.query.copy_(0.25 * case.query.abs() + 0.5)
+    case.key.copy_(case.key * 0.1 + growth * (torch.arange(600) // 128)[:, None, None] / 32)
+    case.context_keys[0].copy_(case.key)
+    found, expected = attend(case, params, limit).double(), attend_naively(case, params)
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("limit", LIMITS)

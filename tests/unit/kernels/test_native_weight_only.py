@@ -16,13 +16,13 @@ from quire.testing.op_cases import OpCase
 from quire.testing.op_suite import OpConformance, core_spec
 from quire_kernels.native import bfloat16
 
-REFUSAL = bfloat16.bfloat16_refusal(DeviceInfo("cpu"), "bfloat16")
+REFUSAL = bfloat16.vectors_refusal(DeviceInfo("cpu"), "bfloat16")
 if REFUSAL is not None:
     pytest.skip(REFUSAL, allow_module_level=True)
 
 from quire_kernels.native.weight_only import WeightOnlyLinear  # noqa: E402
 
-ALL = range(bfloat16.DOT_PRODUCTS, bfloat16.instructions() + 1)
+ALL = range(bfloat16.VECTORS, bfloat16.instructions() + 1)
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33, 64, 65, 100, 300)
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

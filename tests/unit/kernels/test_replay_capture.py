@@ -16,7 +16,6 @@ from torch import Tensor
 from quire.api.batch import ForwardBatch
 from quire.api.errors import CaptureError
 from quire.api.protocols import CapturedSteps
-from quire.execution.batch_builder import BatchLimits
 from quire.execution.forward import run_head, run_layers
 from quire_kernels.rms_norm.native import rms_norm
 
@@ -37,12 +36,6 @@ def keep_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def steps_of(model: NativeModel, limits: BatchLimits = LIMITS) -> CapturedSteps:
-    captured = capture(model, limits)
-    assert captured.steps is not None, captured.summary
-    return captured.steps
 
 
 def assert_equal_to_plain(model: NativeModel, steps: CapturedSteps, batch: ForwardBatch) -> None:
@@ -91,7 +84,9 @@ def test_one_request_and_many_rows_of_logits() -> None:
 
 
 def test_batches_of_other_builders_are_refused() -> None:
-    steps = steps_of(NativeModel())
+    samples = make_samples()  # kept, so that no other buffer comes to lie in its place
+    steps = capture(NativeModel(), samples=samples).steps
+    assert steps is not None
     other = make_samples()([(1, 5)])
     with torch.inference_mode():
         with pytest.raises(CaptureError, match="does not lie in the buffers"):

@@ -12,18 +12,21 @@ from quire.api.batch import DeviceInfo
 from quire.ops.linear import pack_panels
 from quire_kernels.native import bfloat16
 
-REFUSAL = bfloat16.bfloat16_refusal(DeviceInfo("cpu"), "bfloat16")
+REFUSAL = bfloat16.vectors_refusal(DeviceInfo("cpu"), "bfloat16")
 if REFUSAL is not None:
     pytest.skip(REFUSAL, allow_module_level=True)
 
+from quire_kernels.layer_norm.native import add_layer_norm  # noqa: E402
 from quire_kernels.linear.native import NativeLinear  # noqa: E402  # it binds the library when imported
+from quire_kernels.replay.fusion import fuse  # noqa: E402
 from quire_kernels.replay.program import Program  # noqa: E402
 from quire_kernels.replay.recorder import Recorder  # noqa: E402
+from quire_kernels.rms_norm.native import add_rms_norm  # noqa: E402
 from quire_kernels.silu_and_mul.native import silu_and_mul  # noqa: E402
 
 SIZE, WIDE = 96, 160
 TOKENS = (1, 2, 17, 64, 129, 600)
-LIMITS = range(bfloat16.DOT_PRODUCTS, bfloat16.instructions() + 1)
+LIMITS = range(bfloat16.VECTORS, bfloat16.instructions() + 1)
 
 
 @pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"], autouse=True)
@@ -46,6 +49,16 @@ def record(run: Callable[[Tensor], Tensor]) -> Program:
         with recorder:
             result = run(x)
         return Program(recorder, result, (), 1000)
+
+
+def kernels_of(run: Callable[[Tensor], Tensor]) -> list[str]:
+    """The fused calls, by their kernels."""
+    x = torch.randn(13, SIZE).bfloat16()
+    recorder = Recorder(13, given=x)
+    with torch.inference_mode(), recorder:
+        result = recorder.find(run(x).data_ptr())
+    assert result is not None
+    return [call.kernel.name for call in fuse(recorder.calls, recorder.buffers, (), result).calls]
 
 
 def check(run: Callable[[Tensor], Tensor], num_calls: int) -> None:
@@ -137,3 +150,62 @@ def test_a_result_is_not_replaced() -> None:
 def test_a_product_is_no_sum() -> None:
     linear, square = NativeLinear(), weight(SIZE, SIZE)
     check(lambda x: linear(x, square, None, SIZE) * linear(x, square, None, SIZE), 3)
+
+
+def test_a_second_sum_stays() -> None:
+    linear = NativeLinear()
+    weights = [weight(SIZE, SIZE) for _ in range(3)]
+
+    def run(x: Tensor) -> Tensor:
+        first, second, third = (linear(x, each, None, SIZE) for each in weights)
+        return (third + first) + second
+
+    check(run, 4)
+
+
+NORMS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "rms_norm": lambda x, residual, factor: add_rms_norm(x, residual, factor, 1e-5),
+    "layer_norm": lambda x, residual, factor: add_layer_norm(x, residual, factor, None, 1e-5),
+    "layer_norm with bias": lambda x, residual, factor: add_layer_norm(x, residual, factor, factor, 1e-5),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("outputs", [SIZE, 70])
+@pytest.mark.parametrize("is_swapped", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_normed_sum_after_a_layer(limit: int, outputs: int, is_swapped: bool, norm: str) -> None:
+    """The layer does the sum, so that a norm of it is left: as many calls as of a sum and a norm."""
+    linear, factor = NativeLinear(limit), torch.randn(outputs).bfloat16()
+    first, second = weight(outputs, SIZE), weight(outputs, SIZE)
+
+    def run(x: Tensor) -> Tensor:
+        stream, more = linear(x, first, None, outputs), linear(x, second, factor, outputs)
+        pair = (stream, more) if is_swapped else (more, stream)
+        normed, total = NORMS[norm](*pair, factor)
+        return normed * total
+
+    assert kernels_of(run) == ["linear", "linear", norm.removesuffix(" with bias"), "combine"]
+    check(run, 4)
+
+
+def test_a_normed_sum_that_is_not_of_a_layer_alone() -> None:
+    linear, square, factor = NativeLinear(), weight(SIZE, SIZE), torch.randn(SIZE).bfloat16()
+
+    def twice(x: Tensor) -> Tensor:
+        y = linear(x, square, None, SIZE)
+        return add_rms_norm(y, y, factor, 1e-5)[0]
+
+    check(twice, 2)
+
+    def read_again(x: Tensor) -> Tensor:
+        y, z = linear(x, square, None, SIZE), linear(x, square, factor, SIZE)
+        return add_rms_norm(z, y, factor, 1e-5)[0] + z
+
+    check(read_again, 4)
+
+    def of_columns(x: Tensor) -> Tensor:
+        wide = torch.cat([linear(x, square, factor, SIZE), x], dim=1)
+        return add_rms_norm(linear(x, square, None, SIZE), wide[:, SIZE:], factor, 1e-5)[0]
+
+    check(of_columns, 5)

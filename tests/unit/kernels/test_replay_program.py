@@ -13,8 +13,8 @@ from replay_cases import NUM_TOKENS, SIZE, failing_kernel, record
 from torch import Tensor
 
 from quire.api.errors import CaptureError
+from quire_kernels.embedding.native import Gather, gather
 from quire_kernels.native.kernel import SharedArguments
-from quire_kernels.replay import torch_calls
 from quire_kernels.replay.program import Program
 from quire_kernels.replay.recorder import Recorder
 from quire_kernels.rms_norm.native import rms_norm
@@ -147,7 +147,7 @@ def test_what_layers_share_is_copied() -> None:
     def run() -> Tensor:
         out = torch.empty(NUM_TOKENS, 4, dtype=torch.int64)
         table = ctypes.addressof(out_of.arguments)
-        torch_calls._gather(torch_calls._Gather(table, zeros.data_ptr(), out.data_ptr(), NUM_TOKENS, 32, 1))
+        gather(Gather(table, zeros.data_ptr(), out.data_ptr(), NUM_TOKENS, 32, 1))
         return out
 
     recorder = Recorder(NUM_TOKENS, out_of)
@@ -215,7 +215,7 @@ def test_a_kernel_without_memory(threads: int) -> None:
         out = torch.empty(NUM_TOKENS, 2 * SIZE)
         table = TABLES[torch.float32]
         kernel(
-            torch_calls._Gather(
+            Gather(
                 table.data_ptr(), IDS.data_ptr(), out.data_ptr(), NUM_TOKENS, 8 * SIZE, len(table), threads
             )
         )

@@ -17,13 +17,16 @@ pytest.importorskip("triton")
 
 CASES = (
     "triton_attention_cases.py",
-    *(str(HERE / f"triton_{name}_cases.py") for name in ("schedule", "replay", "attention_engine")),
+    *(
+        str(HERE / f"triton_{name}_cases.py")
+        for name in ("schedule", "replay", "attention_engine", "kv_write")
+    ),
 )
 H200 = Device(processors=132, is_cuda=True)
 SHAPES = [
-    HeadShape(num_kv_heads, group, head_size, itemsize)
-    for num_kv_heads, group, head_size, itemsize in itertools.product(
-        (1, 8), (1, 3, 7, 8, 71, 128), (5, 64, 80, 96, 112, 128, 192, 256), (2, 4)
+    HeadShape(num_kv_heads, group, head_size, itemsize, is_quantized)
+    for num_kv_heads, group, head_size, itemsize, is_quantized in itertools.product(
+        (1, 8), (1, 3, 7, 8, 71, 128), (5, 64, 80, 96, 112, 128, 192, 256), (2, 4), (False, True)
     )
 ]
 

@@ -16,16 +16,18 @@ from quire_kernels.triton_plugin import quire_register_ops, small_op_refusal
 
 pytest.importorskip("triton")
 
-CASES = "triton_small_op_cases.py"
+CASES = ["triton_small_op_cases.py", "triton_stream_op_cases.py"]
 
 
-def test_in_the_interpreter() -> None:
-    run_cases(CASES, "-m", "not gpu and not nightly", interpret=True)
+@pytest.mark.parametrize("cases", CASES)
+def test_in_the_interpreter(cases: str) -> None:
+    run_cases(cases, "-m", "not gpu and not nightly", interpret=True)
 
 
 @pytest.mark.nightly
-def test_conformance_in_the_interpreter() -> None:
-    run_cases(CASES, "-m", "nightly", interpret=True)
+@pytest.mark.parametrize("cases", CASES)
+def test_conformance_in_the_interpreter(cases: str) -> None:
+    run_cases(cases, "-m", "nightly", interpret=True)
 
 
 @pytest.mark.nightly
@@ -34,7 +36,7 @@ def test_the_engine_in_the_interpreter() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("cases", [CASES, "triton_small_op_engine_cases.py"])
+@pytest.mark.parametrize("cases", [*CASES, "triton_small_op_engine_cases.py"])
 def test_on_a_gpu(cases: str) -> None:
     run_cases(cases, interpret=False)
 
@@ -70,9 +72,14 @@ def test_the_record_has_all_kernels_for_all_targets() -> None:
     record = json.loads((ROOT / "benchmarks" / "results" / "triton-aot.json").read_text())
     for target in ("sm_80", "sm_90", "gfx942"):
         kernels = [kernel for kernel in record["kernels"] if kernel["target"] == target]
-        for name in ("rms_norm_rows", "layer_norm_rows", "rotate_heads", "activate_rows"):
+        for name in ("rms_norm_rows", "layer_norm_rows", "rotate_heads", "activate_rows", "take_rows"):
             found = [kernel for kernel in kernels if kernel["kernel"] == name]
-            assert {kernel["dtypes"] for kernel in found} == {"bfloat16", "float16", "float32"}
+            dtypes = {kernel["dtypes"].removesuffix(" int64") for kernel in found}
+            assert dtypes == {"bfloat16", "float16", "float32"}
             assert all(kernel["spilled_bytes"] == 0 for kernel in found)
+        assert {kernel["dtypes"] for kernel in kernels if kernel["kernel"] == "copy_words"} == {
+            "int32 int64",
+            "int64 uint8",
+        }
         flags = {flag for kernel in kernels for flag in kernel["constants"].split() if "ACTIVATION" in flag}
         assert flags == {f"ACTIVATION={name}" for name in ("silu", "gelu", "gelu_tanh", "relu")}

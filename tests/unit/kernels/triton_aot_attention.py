@@ -38,10 +38,12 @@ STEPS = [
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """An attention layer's constants and its model's dtype."""
+    """An attention layer's constants and its model's dtype; rotary_dim 0: nothing is rotated in the write."""
 
     params: AttentionParams
     dtype: torch.dtype = torch.bfloat16
+    rotary_dim: int = 0
+    interleaved: bool = False
 
 
 def layers(*, is_thorough: bool) -> Iterator[AttentionLayer]:
@@ -50,8 +52,17 @@ def layers(*, is_thorough: bool) -> Iterator[AttentionLayer]:
     yield AttentionLayer(AttentionParams(32, 8, 128, 0.09))
     slopes = (0.5,) * 28
     yield AttentionLayer(AttentionParams(28, 4, 80, 0.11, 4096, slopes, 30.0), half)
+    yield AttentionLayer(AttentionParams(32, 8, 128, 0.09, kv_cache_dtype="int8"), rotary_dim=128)
+    fp8 = AttentionParams(28, 4, 80, 0.11, kv_cache_dtype="fp8_e4m3")
+    yield AttentionLayer(fp8, half, rotary_dim=20, interleaved=True)
     if not is_thorough:
         return
+    for dtype in (torch.bfloat16, single):
+        yield AttentionLayer(
+            AttentionParams(32, 8, 128, 0.09, kv_cache_dtype="fp8_e4m3"), dtype, rotary_dim=128
+        )
+    yield AttentionLayer(AttentionParams(32, 8, 64, 0.09, kv_cache_dtype="int8"), half)
+    yield AttentionLayer(AttentionParams(32, 8, 128, 0.09), rotary_dim=128)
     for head_size in (64, 96, 112, 192, 256):
         yield AttentionLayer(AttentionParams(32, 8, head_size, 0.1))
     for num_heads, num_kv_heads in ((32, 32), (28, 4), (32, 4), (24, 8), (71, 1)):
@@ -72,8 +83,14 @@ def attend(layer: AttentionLayer, step: Step) -> None:
     fused = torch.empty(batch.num_tokens, sum(heads), params.head_size, dtype=layer.dtype, device="meta")
     query, key, value = fused.split(heads, dim=1)
     shape = backend.kv_cache_shape(1000, BLOCK_SIZE, params)
-    cache = torch.empty(shape, dtype=layer.dtype, device="meta")
-    backend.forward(query, key, value, cache, params, batch)
+    kept = layer.dtype if params.kv_cache_dtype == "auto" else torch.uint8
+    cache = torch.empty(shape, dtype=kept, device="meta")
+    if not layer.rotary_dim:
+        backend.forward(query, key, value, cache, params, batch)
+        return
+    size = (batch.num_tokens, layer.rotary_dim // 2)
+    cos, sin = (torch.empty(size, dtype=layer.dtype, device="meta") for _ in range(2))
+    backend.rotate_and_forward((query, key, value), (cos, sin), layer.interleaved, cache, params, batch)
 
 
 def _batch(step: Step) -> ForwardBatch:

@@ -257,3 +257,4 @@ def test_is_a_backend_and_says_what_it_wants() -> None:
 class TestConformance(AttentionBackendConformance):
     backend = "quire_kernels.paged_attention.triton:TritonPagedAttention"
     dtypes = ("float32", "float16", "bfloat16")
+    kv_cache_dtypes = ("auto", "fp8_e4m3", "int8")

@@ -18,6 +18,7 @@ from triton_attention_cases import short_items
 
 from quire.api.protocols import AttentionParams
 from quire.execution.graph_device import TorchGraphs
+from quire_kernels.kv_write import triton as write_module
 from quire_kernels.paged_attention import triton as backend_module
 from quire_kernels.paged_attention.triton import TritonPagedAttention
 
@@ -53,7 +54,8 @@ def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
     if not IS_INTERPRETED:
         return make_rig([backend, backend], PARAMS, max_num_seqs=4, device="cuda", make_graphs=CountedGraphs)
     for name in KERNELS:
-        monkeypatch.setattr(backend_module, name, noted(name, getattr(backend_module, name)))
+        module = write_module if name == "write_kv" else backend_module
+        monkeypatch.setattr(module, name, noted(name, getattr(module, name)))
     rig = make_rig([backend, backend], PARAMS, max_num_seqs=4)
     for graph in rig.graphs.graphs:
         kernels = [entry[0] for entry in graph.launches if entry[0] in KERNELS]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from triton_attention_cases import attend, check, on_device, short_items
 
 from quire.api.protocols import AttentionParams
+from quire_kernels.kv_write import triton as write_module
 from quire_kernels.paged_attention import triton as backend_module
 from quire_kernels.paged_attention.triton import TritonPagedAttention
 
@@ -30,7 +31,8 @@ def test_replays_at_other_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend_module, "make_plan", short_items(5))
     launches: list[list[object]] = []
     for name in ("write_kv", "schedule_items", "attend", "merge_partials"):
-        monkeypatch.setattr(backend_module, name, recorder(getattr(backend_module, name), launches))
+        module = write_module if name == "write_kv" else backend_module
+        monkeypatch.setattr(module, name, recorder(getattr(module, name), launches))
     shape, params = Shape(3, 1, 16, 16, torch.float32), AttentionParams(3, 1, 16, 0.4)
     first = make_case([(1, 60), (1, 7), (1, 60), (9, 60), (5, 40)], shape)
     attend(first, params)

@@ -70,8 +70,8 @@ def logprobs_of(folder: Path, plugins: Sequence[object]) -> list[list[dict[int, 
 @pytest.mark.parametrize(
     ("write", "ops"),
     [
-        (write_tiny_llama, ["rms_norm", "rotary", "silu_and_mul"]),
-        (write_tiny_gpt2, ["gelu_new", "layer_norm"]),
+        (write_tiny_llama, ["add_rms_norm", "embedding", "rms_norm", "rotary", "silu_and_mul"]),
+        (write_tiny_gpt2, ["add_layer_norm", "embedding", "gelu_new", "layer_norm"]),
     ],
 )
 def test_logprobs_agree(

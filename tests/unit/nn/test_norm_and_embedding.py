@@ -14,11 +14,12 @@ from quire.api.errors import ConfigError
 from quire.nn.dtypes import torch_device, torch_dtype
 from quire.nn.embedding import TokenEmbedding
 from quire.nn.norm import LayerNorm, RMSNorm
-from quire.ops.norm import layer_norm, rms_norm
+from quire.ops.embedding import embedding
+from quire.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 
 
 def context(dtype: str) -> Any:
-    ops = SimpleNamespace(rms_norm=rms_norm, layer_norm=layer_norm)
+    ops = SimpleNamespace(**{op.__name__: op for op in (rms_norm, layer_norm, add_rms_norm, add_layer_norm)})
     return SimpleNamespace(dtype=dtype, device=DeviceInfo("cpu"), ops=ops)
 
 
@@ -46,10 +47,26 @@ def test_layer_norm(bias: bool) -> None:
     assert len(list(module.parameters())) == 1 + bias
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("kind", [RMSNorm, LayerNorm])
+def test_the_norm_of_a_sum(dtype: str, kind: type[RMSNorm] | type[LayerNorm]) -> None:
+    """The sum as it is added, rounded, and the norm of that."""
+    module = kind(16, 1e-3, context(dtype))
+    for parameter in module.parameters():
+        parameter.data.normal_()
+    x, residual = (torch.randn(5, 16, dtype=module.weight.dtype) for _ in range(2))
+    normed, total = module.of_sum(x, residual)
+    assert torch.equal(total, x + residual)
+    assert torch.equal(normed, module(x + residual))
+
+
 def test_embedding() -> None:
-    module = TokenEmbedding(7, 3, torch.float32, torch.device("cpu"))
+    module = TokenEmbedding(7, 3, torch.float32, torch.device("cpu"), embedding)
     module.weight.data.normal_()
     assert torch.equal(module(torch.tensor([4, 0])), module.weight[[4, 0]])
+    for wrong in (-1, 7):
+        with pytest.raises(IndexError):
+            module(torch.tensor([0, wrong]))
 
 
 def test_dtypes_and_devices() -> None:

@@ -139,6 +139,24 @@ def test_attention_backends_are_chosen_by_support_priority_and_name() -> None:
         choose("absent", absent)
 
 
+def test_backends_that_do_not_quantize_are_passed_over_and_refused_by_name() -> None:
+    class Plain(TorchPagedAttention):
+        pass
+
+    known = register(
+        *core_attention_backend_specs(), AttentionBackendSpec("plain", Plain, says(None), priority=50)
+    )
+    for dtype, kind in (("auto", Plain), ("int8", TorchPagedAttention), ("fp8_e4m3", TorchPagedAttention)):
+        request = BackendRequest(CPU, "bfloat16", None, dtype)  # type: ignore[arg-type]  # a name of a dtype
+        assert type(choose_attention_backend(known, request, resolve_factory)) is kind
+    refusal = (
+        "bfloat16 with kv_cache_dtype=int8 on cpu: plain: its KV caches are auto, not int8; "
+        "leave kv_cache_dtype out, or attention_backend"
+    )
+    with pytest.raises(DeviceError, match=refusal):
+        choose_attention_backend(known, BackendRequest(CPU, "bfloat16", "plain", "int8"), resolve_factory)
+
+
 def fails(device: DeviceInfo, dtype: DTypeName) -> str | None:
     raise KeyError("planted")
 

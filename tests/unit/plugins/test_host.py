@@ -195,7 +195,7 @@ def test_a_failed_registration_is_rolled_back_whole(make_plugin: MakePlugin, fou
 
 
 @pytest.mark.parametrize(
-    ("api", "cause"), [(">=2", "hook API >=2, this Quire has 1.4"), ("1", "not a version range")]
+    ("api", "cause"), [(">=2", "hook API >=2, this Quire has 1.5"), ("1", "not a version range")]
 )
 def test_the_hook_api_must_fit(make_plugin: MakePlugin, found: Found, api: str, cause: str) -> None:
     info = f"""

@@ -38,7 +38,7 @@ def test_the_snapshot_sees_a_change(public_api: ModuleType, tmp_path: Path) -> N
     """A signature, a field, its default, a hook's scope: each shows in the text."""
     text = public_api.render()
     for line in (
-        "HOOK_API_VERSION = (1, 4)",
+        "HOOK_API_VERSION = (1, 5)",
         "@hookspec(firstresult=True) def quire_resolve_model(name: str) -> Path | None",
         "    architecture: str",
         "    priority: int = 10",

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DTypeName = Literal["bfloat16", "float16", "float32", "float64"]
+KVCacheDTypeName = Literal["auto", "fp8_e4m3", "int8"]
+"""How keys and values are kept; auto: in the model's dtype."""
 
 
 @dataclass(slots=True, frozen=True)

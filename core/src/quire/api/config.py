@@ -11,10 +11,11 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from quire.api.batch import DTypeName, KVCacheDTypeName
 from quire.api.errors import ConfigError
 from quire.api.foreign_keywords import check_foreign_keyword
 from quire.api.plugin_settings import (
@@ -33,6 +34,7 @@ __all__ = [
     "DTypeSetting",
     "DeviceSettings",
     "EngineConfig",
+    "KVCacheDTypeSetting",
     "ModelSettings",
     "PathOrName",
     "PluginSettings",
@@ -80,6 +82,16 @@ def _parse_dtype(value: object) -> object:
     return {"half": "float16", "float": "float32", "double": "float64"}.get(name, name)
 
 
+def _parse_kv_cache_dtype(value: object) -> object:
+    """Say what to do instead of naming a dtype that a model may have."""
+    name = str(value).removeprefix("torch.")
+    if name in get_args(DTypeName):
+        raise ValueError(
+            "the KV cache has the model's dtype by default: set dtype, and leave kv_cache_dtype out"
+        )
+    return name
+
+
 def _parse_path(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
@@ -88,6 +100,10 @@ Size = Annotated[int, BeforeValidator(_parse_size)]
 PathOrName = Annotated[str, BeforeValidator(_parse_path)]
 DTypeSetting = Annotated[
     Literal["auto", "bfloat16", "float16", "float32", "float64"], BeforeValidator(_parse_dtype)
+]
+
+KVCacheDTypeSetting = Annotated[
+    Literal["auto", "fp8", "fp8_e4m3", "int8"], BeforeValidator(_parse_kv_cache_dtype)
 ]
 
 
@@ -147,7 +163,19 @@ class CacheSettings(Section):
     num_kv_blocks: int | None = Field(
         None, ge=1, description="exact number of KV blocks; overrides the two above"
     )
+    kv_cache_dtype: KVCacheDTypeSetting = Field(
+        "auto",
+        description=(
+            "what keys and values are kept in; auto: the model's dtype; fp8 (fp8_e4m3) and int8 hold about "
+            "twice the tokens of 16 bits, with a scale per token and head"
+        ),
+    )
     enable_prefix_caching: bool = Field(True, description="share the KV blocks of common prefixes")
+
+    @property
+    def kv_cache_dtype_name(self) -> KVCacheDTypeName:
+        """`kv_cache_dtype` by one name."""
+        return "fp8_e4m3" if self.kv_cache_dtype == "fp8" else self.kv_cache_dtype
 
 
 class SchedulerSettings(Section):
@@ -161,6 +189,13 @@ class SchedulerSettings(Section):
     )
     enable_chunked_prefill: bool = Field(True, description="compute long prompts in parts, beside decodes")
     scheduling_policy: str = Field("fcfs", min_length=1, description="order of requests: fcfs or priority")
+    async_scheduling: bool | None = Field(
+        None,
+        description=(
+            "plan and launch the next step while one runs, without changing results; by default on CUDA devices, "
+            "where nothing is drafted"
+        ),
+    )
 
 
 class SpeculationSettings(Section):

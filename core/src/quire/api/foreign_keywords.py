@@ -10,7 +10,6 @@ from quire.api.errors import ConfigError
 _ACCEPTED_DEFAULTS: Mapping[str, tuple[object, str]] = {
     "use_v2_block_manager": (True, "block manager v2 is the only one"),
     "pipeline_parallel_size": (1, "this version runs one rank"),
-    "kv_cache_dtype": ("auto", "the KV cache has the model's dtype; leave it out"),
     "tokenizer_mode": ("auto", "there is one kind of tokenizer; leave it out"),
     "load_format": ("auto", "only safetensors are read"),
 }

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 PROJECT_NAME = "quire"
 ENTRY_POINT_GROUP = "quire"
-HOOK_API_VERSION = (1, 4)
+HOOK_API_VERSION = (1, 5)
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
 hookimpl = pluggy.HookimplMarker(PROJECT_NAME)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from quire.api.batch import DeviceInfo, DTypeName, ForwardBatch
+from quire.api.batch import DeviceInfo, DTypeName, ForwardBatch, KVCacheDTypeName
 from quire.api.step import StepPlan, StepResult
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class AttentionParams:
         window: None, or how many latest tokens (itself included) a query sees.
         alibi_slopes: None, or one slope per query head: adds `slope * (key_pos - query_pos)`.
         logit_cap: None, or c in `c * tanh(score / c)`.
+        kv_cache_dtype: what keys and values are kept in; set by core, not by models. Anything but "auto" reaches only
+            backends whose spec names it.
     """
 
     num_heads: int
@@ -37,6 +39,7 @@ class AttentionParams:
     window: int | None = None
     alibi_slopes: tuple[float, ...] | None = None
     logit_cap: float | None = None
+    kv_cache_dtype: KVCacheDTypeName = "auto"
 
 
 @runtime_checkable
@@ -46,7 +49,11 @@ class AttentionBackend(Protocol):
     name: str
 
     def kv_cache_shape(self, num_blocks: int, block_size: int, params: AttentionParams) -> tuple[int, ...]:
-        """Shape of one layer's cache tensor, in the model's dtype, K and V together."""
+        """Shape of one layer's cache tensor, K and V together.
+
+        Its dtype is the model's where `params.kv_cache_dtype` is "auto", else uint8: the shape is in bytes then, and
+        their layout the backend's, with a scale of its own for each token and KV head of keys and of values.
+        """
         ...
 
     def prepare(self, batch: ForwardBatch) -> object:
@@ -126,7 +133,10 @@ class BuildContext(Protocol):
         ...
 
     def attention(self, params: AttentionParams) -> nn.Module:
-        """An attention layer with its KV cache: called with (query, key, value, batch), see AttentionBackend."""
+        """An attention layer with its KV cache: called with (query, key, value, batch), see AttentionBackend.
+
+        A RotaryEmbedding may follow: it rotates query and key first, where the backend can in the pass that writes.
+        """
         ...
 
     def layers(self, num_layers: int, build: Callable[[int], nn.Module]) -> nn.ModuleList:
@@ -267,7 +277,11 @@ class Executor(Protocol):
     """Runs step plans on one or more workers."""
 
     def submit(self, plan: StepPlan) -> PendingStep:
-        """Accept a plan; plans are run in the order of submission."""
+        """Accept a plan; plans are run in the order of submission.
+
+        The next one may be submitted before the result of this one is asked for. Then its first token of a request
+        may be the one that this one samples, which only the executor knows.
+        """
         ...
 
     def close(self) -> None:

@@ -237,7 +237,8 @@ class Request:
         num_computed_tokens: tokens whose KV is valid in the pool, or will be when the steps
             already planned have run.
         num_cached_tokens: of the prompt, taken from the prefix cache at first admission.
-        num_in_flight: output tokens planned (sampled in a step not yet updated); 0 between steps.
+        num_in_flight: output tokens planned (sampled in a step not yet updated); 0 between steps, unless
+            the next one is planned while one runs.
         first_scheduled_s: when it first got a slot, `time.monotonic` seconds like `arrival_s`.
         slot: index of this request's row state in the runner while it runs, else None.
         choice_index: which of its prompt's choices it is.

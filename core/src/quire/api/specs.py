@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.batch import DeviceInfo, DTypeName, KVCacheDTypeName
 from quire.api.quantization import QuantizationRequest
 
 FactoryRef = str | Callable[..., object]
@@ -235,6 +235,7 @@ class AttentionBackendSpec:
 
     Attributes:
         factory: called without arguments, gives an AttentionBackend.
+        kv_cache_dtypes: values of the setting `kv_cache_dtype` that it serves. Since: 1.5.
     """
 
     name: str
@@ -242,6 +243,7 @@ class AttentionBackendSpec:
     supports: Callable[[DeviceInfo, DTypeName], str | None]
     priority: int = 10
     capabilities: Capabilities = Capabilities()
+    kv_cache_dtypes: tuple[KVCacheDTypeName, ...] = ("auto",)
 
 
 @dataclass(slots=True, frozen=True)

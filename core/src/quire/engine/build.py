@@ -26,7 +26,7 @@ from quire.engine.observers import Observers
 from quire.engine.parts import EngineParts
 from quire.engine.processor_desk import ProcessorDesk
 from quire.engine.quantization import choose_method, log_summary
-from quire.engine.sizing import choose_dtype, context_length, size_cache, step_limits
+from quire.engine.sizing import choose_dtype, context_length, runs_ahead, size_cache, step_limits
 from quire.engine.speculation import Speculation, choose_drafter
 from quire.execution.batch_builder import BatchLimits
 from quire.execution.capture import StepCaptures
@@ -92,6 +92,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     dtype = choose_dtype(config, source.hf_config, device)
     max_model_len = context_length(config, source.config)
     host.check_config(config, device)
+    is_ahead = runs_ahead(config, device)
     tokenizer = None if config.model.skip_tokenizer_init else _load_tokenizer(config, source.folder, host)
     generation = load_generation_config(source.folder, source.hf_config)
     settings, ops = _build_settings(host, config, device, dtype, max_model_len)
@@ -119,7 +120,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         target = Target(config, source, settings, ops, combination, tokenizer)
         speculation = Speculation(chosen_drafter, host, target)
         bytes_per_block += speculation.kv_bytes_per_block
-    budget = size_cache(config, bytes_per_block, detect_device(config.device.device), max_model_len)
+    budget = size_cache(config, dtype, bytes_per_block, detect_device(config.device.device), max_model_len)
     limits = step_limits(config, budget, 0 if speculation is None else speculation.num_lookahead_tokens)
     table = ProcessorTable(extensions.processors.loaded, host.calls.call)
     with allocating("the KV cache and the step's buffers"):
@@ -151,14 +152,13 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
         plugins=host.enabled_names(),
         dtype=dtype,
     )
-    limit_s = config.plugins.observer_time_limit_s
     engine = Engine(
         EngineParts(
             config=config,
             host=host,
             inputs=InputProcessor(source.config.vocab_size, budget.max_model_len, tokenizer),
             scheduler=Scheduler(limits, manager, extensions.policy.policy),
-            executor=InProcessExecutor(runner),
+            executor=InProcessExecutor(runner, is_ahead),
             tokenizer=tokenizer,
             eos_token_ids=_eos_token_ids(generation, tokenizer),
             chat_template=read_template(config.model.chat_template),
@@ -168,7 +168,9 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
             policy=extensions.policy,
             fallback_policy=extensions.fallback_policy,
             processors=extensions.processors,
-            observers=Observers(host.create_observers(config), host.calls, limit_s),
+            observers=Observers(
+                host.create_observers(config), host.calls, config.plugins.observer_time_limit_s
+            ),
             failures=extensions.failures,
             drafter_plugin=None if speculation is None else speculation.plugin,
             info=info,
@@ -198,12 +200,18 @@ def _warn_of_unused(config: EngineConfig, host: PluginHost) -> None:
 def _build_settings(
     host: PluginHost, config: EngineConfig, device: DeviceInfo, dtype: DTypeName, max_model_len: int
 ) -> tuple[BuildSettings, OpTable]:
-    request = BackendRequest(device, dtype, config.device.attention_backend)
+    cache_dtype = config.cache.kv_cache_dtype_name
+    request = BackendRequest(device, dtype, config.device.attention_backend, cache_dtype)
     op_registrations = [*host.ops.registrations(), *host.op_impls.registrations()]
     ops = OpTable(op_registrations, device, dtype, resolve_factory)
     backend = choose_attention_backend(host.attention_backends.registrations(), request, resolve_factory)
     settings = BuildSettings(
-        dtype=dtype, device=device, ops=ops, attention_backend=backend, max_model_len=max_model_len
+        dtype=dtype,
+        device=device,
+        ops=ops,
+        attention_backend=backend,
+        max_model_len=max_model_len,
+        kv_cache_dtype=cache_dtype,
     )
     return settings, ops
 

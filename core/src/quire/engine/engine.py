@@ -197,6 +197,7 @@ class Engine:
                 self._scheduler.finish(child.request_id, FinishReason.ABORT)
                 tracker.end(child)
             self._book.note_if_finished(tracker, FinishReason.ABORT.value)
+        self._stepper.settle()
         self._book.tell_finished()
 
     def discard(self, request_id: str) -> None:
@@ -273,6 +274,7 @@ class Engine:
                 self._scheduler.finish(child.request_id, FinishReason.ERROR, None, error)
             tracker.cut(FinishReason.ERROR, error)
             self._book.note_if_finished(tracker)
+        self._stepper.settle()
         self._book.tell_finished()
         return tracker.end_without_output(error)
 

@@ -1,7 +1,8 @@
-"""From a plan to the flat batch: persistent buffers, filled with a few vectorised copies a step."""
+"""From a plan to the flat batch: one persistent buffer, filled with a few vectorised copies a step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,25 @@ from numpy.typing import NDArray
 
 from quire.api.batch import ForwardBatch
 from quire.api.step import PlanRow, SlotAssignment, StepPlan
+from quire.execution.step_buffers import Arrays, Shape, StepBuffer, Transfers, transfers_of
 
 IntArray = NDArray[np.int64]
+Fill = Callable[[Arrays, list[PlanRow]], None]
+"""Writes more of a step's arrays, for its rows in the batch's order."""
+
+_ROW_FIELDS = {
+    "seq_lens": torch.int32,
+    "logits_rows": torch.int64,
+    "unread_rows": torch.int64,
+    "unread_slots": torch.int64,
+    "sampled_slots": torch.int64,
+    "temperature": torch.float64,
+    "min_p": torch.float64,
+    "top_p": torch.float64,
+    "draws": torch.float64,
+    "top_k": torch.int64,
+}
+_TOKEN_FIELDS = ("token_ids", "positions", "rope_lens", "slot_mapping")
 
 
 @dataclass(slots=True, frozen=True)
@@ -55,26 +73,17 @@ class BuiltBatch:
     slot_mapping: IntArray
 
 
-class _Buffer:
-    """A host array and its tensor on the device; on a CPU they are the same memory."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        pinned = device.type == "cuda"
-        self._host = torch.zeros(shape, dtype=dtype, pin_memory=pinned)
-        self._device = self._host.to(device) if pinned else self._host
-        self.array = self._host.numpy()
-
-    def view(self, *index: slice) -> torch.Tensor:
-        """The device's view of `index`, after copying it there."""
-        if self._device is not self._host:
-            self._device[index].copy_(self._host[index], non_blocking=True)
-        return self._device[index]
-
-
 class BatchBuilder:
-    """Keeps the token ids and the block table of every slot, and builds each step's batch."""
+    """Keeps the token ids and the block table of every slot, and builds each step's batch.
 
-    def __init__(self, limits: BatchLimits, device: torch.device) -> None:
+    Args:
+        limits: sizes. device: where batches lie. transfers: to it; None: those of its type.
+
+    Attributes:
+        transfers: to the device and back; None: its memory is the host's.
+    """
+
+    def __init__(self, limits: BatchLimits, device: torch.device, transfers: Transfers | None = None) -> None:
         self._block_size = limits.block_size
         self._max_blocks = -(-limits.max_model_len // limits.block_size)
         self._token_ids = np.zeros((limits.max_num_seqs, limits.max_model_len + 1), dtype=np.int32)
@@ -82,17 +91,14 @@ class BatchBuilder:
         self._num_prompt_tokens = np.zeros(limits.max_num_seqs, dtype=np.int64)
         self._num_slots = np.zeros(limits.max_num_seqs, dtype=np.int64)
         self._num_known = [0] * limits.max_num_seqs
-        tokens, rows = limits.max_num_batched_tokens, limits.max_rows
-        long, short = torch.int64, torch.int32
-        self._flat_ids = _Buffer((tokens,), long, device)
-        self._positions = _Buffer((tokens,), long, device)
-        self._rope_lens = _Buffer((tokens,), long, device)
-        self._slot_mapping = _Buffer((tokens,), long, device)
-        self._query_start = _Buffer((rows + 1,), short, device)
-        self._seq_lens = _Buffer((rows,), short, device)
-        self._logits_rows = _Buffer((rows,), long, device)
-        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch has no types for it
-        self._block_tables = _Buffer((rows, self._max_blocks), short, device)
+        self._num_padded = min(limits.max_rows, limits.max_num_batched_tokens)
+        self.transfers = transfers_of(device) if transfers is None else transfers
+        self._buffer = StepBuffer(_fields(limits, self._max_blocks), self.transfers)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The step's arrays on the device, whole; see `StepBuffer`."""
+        return self._buffer.tensors
 
     def assign(self, assignment: SlotAssignment) -> None:
         """A request takes a slot."""
@@ -146,60 +152,79 @@ class BatchBuilder:
         """Prompt length of the request in a slot."""
         return int(self._num_prompt_tokens[slot])
 
-    def build(self, plan: StepPlan) -> BuiltBatch:
+    def build(self, plan: StepPlan, fill: Fill | None = None) -> BuiltBatch:
         """The batch of a plan, rows of one token first. Valid until the next call.
 
         A row with drafts becomes one row for each of its tokens: all KV of a step is written before any is
         read, so the attention of each is that of a decode, bit for bit, whatever was drafted.
+
+        Behind its rows, up to as many as a step may have, lies padding: rows without a slot, of no context.
+
+        Args:
+            plan: the step. Tokens that the host does not know yet are whatever was left in their places.
+            fill: writes more arrays of the step, before they are copied to the device.
         """
-        if self._copied is not None:
-            self._copied.synchronize()  # the last step's copies still read the host arrays
         order = sorted(range(len(plan.rows)), key=lambda index: _is_prompt_part(plan.rows[index]))
         rows = [plan.rows[index] for index in order]
         slots, starts, lengths = _split_drafts(rows)
         num_rows = len(slots)
         ends = np.cumsum(lengths)
         contexts = starts + lengths
-        self._fill_tokens(slots, starts, lengths, ends)
         num_tokens = int(ends[-1])
         sampled = [index for index, row in enumerate(rows) if row.is_sampled]
         logits_rows = _logits_rows(rows)
         num_logits = len(logits_rows)
-        self._query_start.array[1 : num_rows + 1] = ends
-        self._seq_lens.array[:num_rows] = contexts
-        self._logits_rows.array[:num_logits] = logits_rows
         width = -(-int(contexts.max()) // self._block_size)
-        self._block_tables.array[:num_rows, :width] = self._tables[slots, :width]
-        flat, some = slice(0, num_tokens), slice(0, num_rows)
+        arrays = self._buffer.begin()
+        self._fill_tokens(arrays, slots, starts, lengths, ends)
+        arrays["slot_mapping"][num_tokens : self._num_padded] = -1
+        arrays["query_start"][1 : num_rows + 1] = ends
+        arrays["seq_lens"][:num_rows] = contexts
+        arrays["seq_lens"][num_rows:] = 0
+        arrays["logits_rows"][:num_logits] = logits_rows
+        arrays["block_tables"][:num_rows, :width] = self._tables[slots, :width]
+        if fill is not None:
+            fill(arrays, rows)
+        self._buffer.send(num_rows)
+        tensors = self._buffer.tensors
         batch = ForwardBatch(
-            token_ids=self._flat_ids.view(flat),
-            positions=self._positions.view(flat),
-            rope_lens=self._rope_lens.view(flat),
-            query_start=self._query_start.view(slice(0, num_rows + 1)),
-            seq_lens=self._seq_lens.view(some),
-            slot_mapping=self._slot_mapping.view(flat),
-            block_tables=self._block_tables.view(some, slice(0, width)),
-            logits_rows=self._logits_rows.view(slice(0, num_logits)),
+            token_ids=tensors["token_ids"][:num_tokens],
+            positions=tensors["positions"][:num_tokens],
+            rope_lens=tensors["rope_lens"][:num_tokens],
+            query_start=tensors["query_start"][: num_rows + 1],
+            seq_lens=tensors["seq_lens"][:num_rows],
+            slot_mapping=tensors["slot_mapping"][:num_tokens],
+            block_tables=tensors["block_tables"][:num_rows, :width],
+            logits_rows=tensors["logits_rows"][:num_logits],
             query_lens=lengths.tolist(),
             context_lens=contexts.tolist(),
             num_decode_rows=int((lengths == 1).sum()),
             block_size=self._block_size,
         )
-        if self._copied is not None:
-            self._copied.record()
-        return BuiltBatch(batch, rows, order, sampled, self._slot_mapping.array[flat])
+        return BuiltBatch(batch, rows, order, sampled, arrays["slot_mapping"][:num_tokens])
 
-    def _fill_tokens(self, slots: IntArray, starts: IntArray, lengths: IntArray, ends: IntArray) -> None:
+    def _fill_tokens(
+        self, arrays: Arrays, slots: IntArray, starts: IntArray, lengths: IntArray, ends: IntArray
+    ) -> None:
         num_tokens = int(ends[-1])
         flat_slots = np.repeat(slots, lengths)
         positions = np.arange(num_tokens) - np.repeat(ends - lengths, lengths) + np.repeat(starts, lengths)
-        self._positions.array[:num_tokens] = positions
-        self._flat_ids.array[:num_tokens] = self._token_ids[flat_slots, positions]
-        self._rope_lens.array[:num_tokens] = np.maximum(self._num_prompt_tokens[flat_slots], positions + 1)
+        arrays["positions"][:num_tokens] = positions
+        arrays["token_ids"][:num_tokens] = self._token_ids[flat_slots, positions]
+        arrays["rope_lens"][:num_tokens] = np.maximum(self._num_prompt_tokens[flat_slots], positions + 1)
         blocks, offsets = np.divmod(positions, self._block_size)
-        self._slot_mapping.array[:num_tokens] = (
+        arrays["slot_mapping"][:num_tokens] = (
             self._tables[flat_slots, blocks].astype(np.int64) * self._block_size + offsets
         )
+
+
+def _fields(limits: BatchLimits, max_blocks: int) -> dict[str, tuple[Shape, torch.dtype]]:
+    """The arrays of a step; the block tables, of which most steps have few rows, come last."""
+    tokens, rows = limits.max_num_batched_tokens, limits.max_rows
+    fields: dict[str, tuple[Shape, torch.dtype]] = {"query_start": ((rows + 1,), torch.int32)}
+    fields |= {name: ((rows,), dtype) for name, dtype in _ROW_FIELDS.items()}
+    fields |= {name: ((tokens,), torch.int64) for name in _TOKEN_FIELDS}
+    return fields | {"block_tables": ((rows, max_blocks), torch.int32)}
 
 
 def _is_prompt_part(row: PlanRow) -> bool:

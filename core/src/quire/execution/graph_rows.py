@@ -45,8 +45,9 @@ class UnreadLengths(list[int]):
 class GraphBuffers:
     """The persistent buffers of all batches, as graphs read them: at any number of rows of one token.
 
-    A padding row writes no KV (its slot is -1) and has no context (its length is 0), so it reads none.
-    Its token, position and blocks are those that an earlier step left, or 0: valid ids all.
+    Behind the rows of a batch lies padding, which `BatchBuilder` has put there. A row of it writes no KV (its slot
+    is -1) and has no context (its length is 0), so it reads none. Its token, position and blocks are those that an
+    earlier step left, or 0: valid ids all.
 
     Args:
         batch: any that lies in the buffers.
@@ -96,11 +97,6 @@ class GraphBuffers:
             attention=None,
             scratch={},
         )
-
-    def pad(self, first: int, last: int) -> None:
-        """Make padding of the rows from `first` to below `last`."""
-        self._whole.slot_mapping[first:last].fill_(-1)
-        self._whole.seq_lens[first:last].zero_()
 
     def check(self, batch: ForwardBatch) -> None:
         """CaptureError where a batch does not lie in these buffers."""

@@ -51,7 +51,6 @@ class CudaGraphCapture:
             backend = graph_backend(request.model, first.block_size)
             sizes = ladder(min(request.max_rows, request.max_tokens))
             buffers = GraphBuffers(first, sizes[-1])
-            buffers.pad(1, sizes[-1])
             plain = _PlainSteps(request.model, backend, buffers)
             graphs = self._make_graphs(first.seq_lens.device)
             captured = _capture_all(sizes, plain, graphs, request.progress)
@@ -99,8 +98,6 @@ class CudaGraphSteps:
         """The hidden states [T, E] of a step of decodes, by the graph of `size` rows, which are no fewer."""
         self._buffers.check(batch)
         num_rows = batch.num_requests
-        if num_rows < size:
-            self._buffers.pad(num_rows, size)
         self._graphs.replay(self._captured.graphs[size])
         self._progress()
         return self._captured.hidden[:num_rows]

@@ -27,8 +27,4 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
             f"a part of the KV cache takes {size} bytes, which the system does not grant ({error}): lower "
             "kv_cache_memory_bytes, num_kv_blocks or gpu_memory_utilization"
         ) from None
-    if hasattr(
-        mmap, "MADV_HUGEPAGE"
-    ):  # Linux's; blocks lie scattered, and each page costs a walk through the tables
-        memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(*shape)

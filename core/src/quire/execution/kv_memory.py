@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from quire.api.batch import DeviceInfo
+from quire.api.batch import DeviceInfo, DTypeName, KVCacheDTypeName
 from quire.api.config import CacheSettings
 from quire.api.errors import CapacityError
 
@@ -22,12 +22,16 @@ class KVDemand:
         bytes_per_block: over all layers, keys and values.
         max_num_seqs, max_model_len: more than their product is never needed.
         is_max_model_len_explicit: if not, the context may be cut to what the cache holds.
+        dtype: what keys and values are kept in; for the log.
+        reserved_bytes: of `gpu_memory_utilization`, what is left for others; not used on a CPU.
     """
 
     bytes_per_block: int
     max_num_seqs: int
     max_model_len: int
     is_max_model_len_explicit: bool
+    dtype: DTypeName | KVCacheDTypeName
+    reserved_bytes: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -36,12 +40,14 @@ class KVBudget:
 
     Attributes:
         max_model_len: the context, cut to what the cache holds where it was not given.
+        dtype: see KVDemand.
     """
 
     num_blocks: int
     block_size: int
     bytes_per_block: int
     max_model_len: int
+    dtype: DTypeName | KVCacheDTypeName
 
     @property
     def num_tokens(self) -> int:
@@ -52,9 +58,10 @@ class KVBudget:
         """One line for the log."""
         size = self.num_blocks * self.bytes_per_block / 2**20
         requests = self.num_tokens / self.max_model_len
+        token_bytes = self.bytes_per_block // self.block_size
         return (
-            f"KV cache: {size:.1f} MiB, {self.num_blocks} blocks of {self.block_size} = {self.num_tokens} tokens, "
-            f"{requests:.1f} requests of {self.max_model_len} tokens"
+            f"KV cache: {size:.1f} MiB of {self.dtype}, {token_bytes} bytes a token, {self.num_blocks} blocks of "
+            f"{self.block_size} = {self.num_tokens} tokens, {requests:.1f} requests of {self.max_model_len} tokens"
         )
 
 
@@ -75,7 +82,7 @@ def size_kv_cache(settings: CacheSettings, device: DeviceInfo, demand: KVDemand)
     if settings.num_kv_blocks is not None:
         available, source = settings.num_kv_blocks, f"num_kv_blocks={settings.num_kv_blocks}"
     else:
-        size, source = _memory_bytes(settings, device)
+        size, source = _memory_bytes(settings, device, demand.reserved_bytes)
         available = size // demand.bytes_per_block
     num_blocks = min(available, most)
     taken = num_blocks * demand.bytes_per_block
@@ -103,14 +110,14 @@ def size_kv_cache(settings: CacheSettings, device: DeviceInfo, demand: KVDemand)
                 "raise kv_cache_memory_bytes or gpu_memory_utilization, or lower max_model_len"
             )
         max_model_len = num_blocks * block_size
-    return KVBudget(num_blocks, block_size, demand.bytes_per_block, max_model_len)
+    return KVBudget(num_blocks, block_size, demand.bytes_per_block, max_model_len, demand.dtype)
 
 
-def _memory_bytes(settings: CacheSettings, device: DeviceInfo) -> tuple[int, str]:
+def _memory_bytes(settings: CacheSettings, device: DeviceInfo, reserved_bytes: int) -> tuple[int, str]:
     if settings.kv_cache_memory_bytes is not None:
         return settings.kv_cache_memory_bytes, f"kv_cache_memory_bytes={settings.kv_cache_memory_bytes}"
     share = settings.gpu_memory_utilization
     if device.type == "cpu":
         return int(device.free_memory_bytes * share * CPU_SHARE), f"{share:g} of half the free memory"
-    used = device.total_memory_bytes - device.free_memory_bytes
+    used = device.total_memory_bytes - device.free_memory_bytes + reserved_bytes
     return max(0, int(device.total_memory_bytes * share) - used), f"gpu_memory_utilization={share:g}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import nn
 
-from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.batch import DeviceInfo, DTypeName, KVCacheDTypeName
 from quire.api.errors import UnsupportedModelError
 from quire.api.protocols import AttentionBackend, AttentionParams, Model, ModelConfig, ModelFactory, Ops
 from quire.api.specs import WeightMap
@@ -20,6 +20,7 @@ from quire.nn.attention import Attention
 from quire.nn.dtypes import torch_device, torch_dtype
 from quire.nn.embedding import TokenEmbedding
 from quire.nn.linear import Linear, LinearShape, LMHead
+from quire.ops.paged_attention import TorchPagedAttention
 from quire.ops.table import OpTable
 
 LoadWeights = Callable[[nn.Module, WeightMap], None]
@@ -31,7 +32,8 @@ class BuildSettings:
     """What a model is built with.
 
     Attributes:
-        dtype: of weights, activations and KV cache. ops: bound for `device` and `dtype`.
+        dtype: of weights and activations. ops: bound for `device` and `dtype`.
+        kv_cache_dtype: which the attention backend serves.
         assign_linears: gives linear layers the methods that keep their weights.
     """
 
@@ -41,6 +43,7 @@ class BuildSettings:
     attention_backend: AttentionBackend
     max_model_len: int
     assign_linears: AssignLinears = assign_unquantized
+    kv_cache_dtype: KVCacheDTypeName = "auto"
 
 
 @dataclass(slots=True, frozen=True)
@@ -51,7 +54,8 @@ class BuiltModel:
         model: the module, without gradients.
         attention_layers: in the order of construction, which is the order of the KV caches.
         vocab_size: the logits' width.
-        dtype, device: of its weights, activations and KV caches.
+        dtype, device: of its weights and activations.
+        kv_cache_dtype: of its KV caches.
     """
 
     model: Model
@@ -59,22 +63,26 @@ class BuiltModel:
     vocab_size: int
     dtype: torch.dtype
     device: torch.device
+    kv_cache_dtype: KVCacheDTypeName = "auto"
+
+    @property
+    def kv_tensor_dtype(self) -> torch.dtype:
+        """Of the KV caches' tensors: bytes where they are quantized."""
+        return self.dtype if self.kv_cache_dtype == "auto" else torch.uint8
 
     def kv_bytes_per_block(self, block_size: int) -> int:
         """Bytes that one block takes over all layers."""
         shapes = [layer.kv_cache_shape(1, block_size) for layer in self.attention_layers]
-        return sum(torch.Size(shape).numel() for shape in shapes) * self.dtype.itemsize
+        return sum(torch.Size(shape).numel() for shape in shapes) * self.kv_tensor_dtype.itemsize
 
     def allocate_kv_caches(self, num_blocks: int, block_size: int) -> list[torch.Tensor]:
         """Allocate one zeroed cache per attention layer, in their order, and bind them."""
-        caches = []
+        caches, dtype = [], self.kv_tensor_dtype
         for layer in self.attention_layers:
             shape = layer.kv_cache_shape(num_blocks, block_size)
             is_host = self.device.type == "cpu"
             cache = (
-                lazy_zeros(shape, self.dtype)
-                if is_host
-                else torch.zeros(shape, dtype=self.dtype, device=self.device)
+                lazy_zeros(shape, dtype) if is_host else torch.zeros(shape, dtype=dtype, device=self.device)
             )
             caches.append(cache)
             layer.bind_kv_cache(cache)
@@ -93,6 +101,8 @@ class TorchBuildContext:
         self._settings = settings
         self._torch_dtype = torch_dtype(settings.dtype)
         self._torch_device = torch_device(settings.device)
+        if isinstance(settings.attention_backend, TorchPagedAttention):
+            settings.attention_backend.copy_op = settings.ops.copy_blocks
         self._multiply = settings.ops.fast("linear") if isinstance(settings.ops, OpTable) else None
 
     def linear(self, in_features: int, parts: Mapping[str, int], *, bias: bool = False) -> nn.Module:
@@ -101,7 +111,8 @@ class TorchBuildContext:
 
     def embedding(self, num_embeddings: int, embedding_dim: int) -> nn.Module:
         """See BuildContext."""
-        return TokenEmbedding(num_embeddings, embedding_dim, self._torch_dtype, self._torch_device)
+        look_up = self.ops.embedding
+        return TokenEmbedding(num_embeddings, embedding_dim, self._torch_dtype, self._torch_device, look_up)
 
     def lm_head(
         self, in_features: int, vocab_size: int, *, bias: bool = False, tied_to: nn.Module | None = None
@@ -111,6 +122,7 @@ class TorchBuildContext:
 
     def attention(self, params: AttentionParams) -> nn.Module:
         """See BuildContext."""
+        params = replace(params, kv_cache_dtype=self._settings.kv_cache_dtype)
         layer = Attention(params, self._settings.attention_backend)
         self.attention_layers.append(layer)
         return layer
@@ -165,6 +177,7 @@ def build_model(
         vocab_size=config.vocab_size,
         dtype=torch_dtype(settings.dtype),
         device=torch_device(settings.device),
+        kv_cache_dtype=settings.kv_cache_dtype,
     )
 
 

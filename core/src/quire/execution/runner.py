@@ -10,9 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from quire.api.errors import NumericalError, PluginError
-from quire.api.protocols import AttentionBackend, Model
-from quire.api.step import PlanRow, RowResult, SlotAssignment, StepPlan, StepResult, TokenLogprobs
+from quire.api.errors import PluginError
+from quire.api.protocols import AttentionBackend, Model, PendingStep
+from quire.api.step import RowResult, SlotAssignment, StepPlan, StepResult
+from quire.execution.ahead import LaunchedStep, TokensAhead
 from quire.execution.batch_builder import BatchBuilder, BatchLimits, BuiltBatch
 from quire.execution.capture import SampleSteps, StepCaptures
 from quire.execution.drafting.calibration import (
@@ -22,11 +23,13 @@ from quire.execution.drafting.calibration import (
     CalibrationPlans,
 )
 from quire.execution.drafting.speculator import RunnerParts, Speculator
+from quire.execution.executor import CompletedStep
 from quire.execution.forward import ModelPass
-from quire.execution.logprobs import prompt_logprobs
 from quire.execution.processors import ProcessorTable
+from quire.execution.prompt_logprobs import PromptLogprobs
 from quire.execution.sampler import Sampler, SamplingOps
 from quire.execution.sampling_state import SamplingState
+from quire.execution.step_buffers import Transfers
 from quire.execution.verifier import DraftedRow, VerifiedRow, Verifier
 from quire.loading.freed_memory import release_freed_memory
 
@@ -51,6 +54,7 @@ class ModelRunner:
         processors: the logits processors that assignments name; None where there are none.
         make_speculator: called with this runner's parts; None: nothing is drafted.
         sampling_ops: what the sampler calls; None: the references.
+        transfers: to the device; None: those of its type.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class ModelRunner:
         processors: ProcessorTable | None = None,
         make_speculator: Callable[[RunnerParts], Speculator] | None = None,
         sampling_ops: SamplingOps | None = None,
+        transfers: Transfers | None = None,
     ) -> None:
         self._model = model
         self._backend = backend
@@ -70,11 +75,14 @@ class ModelRunner:
         self._device = kv_caches[0].device
         self._limits = limits
         self._vocab_size = vocab_size
-        self._builder = BatchBuilder(limits, self._device)
+        self._builder = BatchBuilder(limits, self._device, transfers)
         self._sampling = SamplingState(limits.max_num_seqs, vocab_size)
         self._pass = ModelPass(model)
-        self._num_prompt_logprobs: list[int | None] = [None] * limits.max_num_seqs
-        self._verifier = Verifier(Sampler(sampling_ops), self._sampling)
+        self._prompt_logprobs = PromptLogprobs(model, self._builder, limits.max_num_seqs)
+        sampler = Sampler(sampling_ops)
+        self._verifier = Verifier(sampler, self._sampling)
+        self._ahead = TokensAhead(self._builder, self._sampling, sampler, limits.max_num_seqs)
+        self._launched: LaunchedStep | None = None
         self._processors = processors
         parts = RunnerParts(self._builder, self._sampling, limits)
         self._speculator = None if make_speculator is None else make_speculator(parts)
@@ -84,6 +92,41 @@ class ModelRunner:
     def run(self, plan: StepPlan) -> StepResult:
         """Run one plan: assignments, block tables, block copies, then forward and sampling."""
         begin = time.perf_counter()
+        self._read_launched()
+        self._apply(plan)
+        return self._run_applied(plan, begin)
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """As `run`, without waiting for the step's tokens; the result of an earlier launch may be still unread.
+
+        A step whose sampling needs the host (edits of logits, logprobs, drafts) is run to its end here, behind the
+        step before it.
+        """
+        begin = time.perf_counter()
+        taken = {assignment.slot for assignment in plan.assignments}
+        if self._launched is not None and taken & self._launched.sampled_slots:
+            self._read_launched()  # its tokens belong to the slot's last request
+        self._apply(plan)
+        needs_host = self._speculator is not None or any(map(self._prompt_logprobs.are_due, plan.rows))
+        if needs_host or not self._ahead.serves(plan.rows):
+            self._read_launched()
+            return CompletedStep(self._run_applied(plan, begin))
+        built = self._ahead.build(plan)
+        _, logits = self._forward(built, begin)
+        forwarded_at = time.perf_counter()
+        self._launched = self._ahead.launch(plan, built, logits)
+        self.times.sample_s += time.perf_counter() - forwarded_at
+        return self._launched
+
+    def _read_launched(self) -> None:
+        """Let the host know the tokens of the last launched step."""
+        if self._launched is not None:
+            self._launched.result()
+            self._launched = None
+
+    def _apply(self, plan: StepPlan) -> None:
+        """Assignments, block tables and block copies of a plan."""
         if self._speculator is not None:
             self._speculator.release(plan.released_slots)
         for assignment in plan.assignments:
@@ -94,6 +137,9 @@ class ModelRunner:
         self._copy_blocks(plan.block_copies)
         if self._speculator is not None:
             self._speculator.apply(plan)
+
+    def _run_applied(self, plan: StepPlan, begin: float) -> StepResult:
+        """Forward and sampling of a plan that was applied."""
         if not plan.rows:
             return StepResult(plan.step_id, [])
         results = self._run_rows(plan, begin)
@@ -155,27 +201,31 @@ class ModelRunner:
     def _run_rows(self, plan: StepPlan, begin: float) -> list[RowResult]:
         """Batch, forward and sampling; the results in the plan's order."""
         built = self._builder.build(plan)
-        built.batch.attention = self._backend.prepare(built.batch)
         if self._speculator is not None:
             self._speculator.note_target(built)
-        built_at = time.perf_counter()
-        hidden = self._pass.layers(built.batch)
-        logits = self._pass.logits(hidden, built.batch) if built.sampled_rows else None
+        hidden, logits = self._forward(built, begin)
         forwarded_at = time.perf_counter()
         verified = self._verify(built, logits) if logits is not None else {}
         results = self._results(built, hidden, verified)
-        sampled_at = time.perf_counter()
-        self.times.build_s += built_at - begin
-        self.times.forward_s += forwarded_at - built_at
-        self.times.sample_s += sampled_at - forwarded_at
+        self.times.sample_s += time.perf_counter() - forwarded_at
         return results
+
+    def _forward(self, built: BuiltBatch, begin: float) -> tuple[Tensor, Tensor | None]:
+        """The hidden states of a batch, and the logits of its sampled rows; None where there are none."""
+        built.batch.attention = self._backend.prepare(built.batch)
+        built_at = time.perf_counter()
+        hidden = self._pass.layers(built.batch)
+        logits = self._pass.logits(hidden, built.batch) if built.sampled_rows else None
+        self.times.build_s += built_at - begin
+        self.times.forward_s += time.perf_counter() - built_at
+        return hidden, logits
 
     def close(self) -> None:
         """Free weights and caches."""
         if self._speculator is not None:
             self._speculator.close()
         self._kv_caches.clear()
-        del self._model, self._pass
+        del self._model, self._pass, self._prompt_logprobs
 
     def _assign(self, assignment: SlotAssignment) -> None:
         self._builder.assign(assignment)
@@ -185,7 +235,7 @@ class ModelRunner:
                 raise PluginError(f"this runner has no logits processors: {assignment.logits_processors}")
             processors = self._processors.bind(assignment)
         self._sampling.assign(assignment.slot, assignment, processors)
-        self._num_prompt_logprobs[assignment.slot] = assignment.params.prompt_logprobs
+        self._prompt_logprobs.assign(assignment)
 
     def _copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         if not pairs:
@@ -208,8 +258,8 @@ class ModelRunner:
                 error=found.error,
                 failed_plugin=found.failed_plugin,
             )
-            if self._num_prompt_logprobs[row.slot] is not None and result.error is None:
-                result = self._with_prompt_logprobs(result, row, hidden[start : start + row.num_tokens])
+            if self._prompt_logprobs.are_due(row) and result.error is None:
+                result = self._prompt_logprobs.add(result, row, hidden[start : start + row.num_tokens])
             results[built.plan_indices[index]] = result
             start += row.num_tokens
         return cast(list[RowResult], results)
@@ -248,18 +298,3 @@ class ModelRunner:
             else result
             for result in results
         ]
-
-    def _with_prompt_logprobs(self, result: RowResult, row: PlanRow, hidden: Tensor) -> RowResult:
-        """Log-probabilities of the prompt tokens that follow this row's tokens."""
-        stop = min(row.start + row.num_tokens + 1, self._builder.num_prompt_tokens(row.slot))
-        next_ids = self._builder.token_range(row.slot, row.start + 1, stop)
-        num_top = self._num_prompt_logprobs[row.slot] or 0
-
-        def compute_logits(first: int, last: int) -> Tensor:
-            return self._model.logits(self._model.finish(hidden[first:last]))
-
-        try:
-            entries: list[TokenLogprobs] = list(prompt_logprobs(compute_logits, next_ids, num_top))
-        except NumericalError as error:
-            return RowResult(row.slot, [], error=str(error))
-        return RowResult(row.slot, result.token_ids, result.logprobs, entries, result.error)

@@ -54,6 +54,17 @@ class SampledRows:
     failed_plugins: dict[int, str] = field(default_factory=dict)
 
 
+@dataclass(slots=True, frozen=True)
+class Draws:
+    """What rows are sampled with, each [L]: float64, but `top_k` int64; see `sampling.sample_tokens`."""
+
+    temperature: Tensor
+    min_p: Tensor
+    top_p: Tensor
+    draws: Tensor
+    top_k: Tensor
+
+
 class Sampler:
     """Samples one token per row: on the logits' device, of which only the tokens come to the host.
 
@@ -108,6 +119,19 @@ class Sampler:
         edited_ids = dict(zip(pending.tolist(), token_ids[len(rows) :], strict=True))
         return _result(token_ids[: len(rows)], edited_ids, faults)
 
+    def choose(self, logits: Tensor, draws: Draws | None) -> Tensor:
+        """Sample one token per row, [L], on the logits' device; NO_TOKEN where the logits allow none.
+
+        Args:
+            logits: [L, V], as edited.
+            draws: where the logits are; None: all rows are greedy.
+        """
+        if draws is None:
+            return self._ops.greedy_tokens(logits)
+        return self._ops.sample_tokens(
+            logits, draws.temperature, draws.min_p, draws.top_k, draws.top_p, draws.draws
+        )
+
     def _choose(
         self,
         logits: Tensor,
@@ -116,14 +140,14 @@ class Sampler:
         state: SamplingState,
         temperature: FloatArray,
     ) -> Tensor:
-        """Tokens [L] on the device, of these output positions; NO_TOKEN where the logits allow none."""
+        """See `choose`; the tokens are of these output positions."""
         is_random = temperature > 0.0
         if not is_random.any():
-            return self._ops.greedy_tokens(logits)
+            return self.choose(logits, None)
         draws = uniform(state.seeds[slots], positions, Purpose.TOKEN)
         numbers = _to(np.stack((temperature, state.min_p[slots], state.top_p[slots], draws)), logits)
         top_k = _to(state.top_k[slots], logits)
-        token_ids = self._ops.sample_tokens(logits, numbers[0], numbers[1], top_k, numbers[2], numbers[3])
+        token_ids = self.choose(logits, Draws(numbers[0], numbers[1], numbers[2], numbers[3], top_k))
         is_filtered = (state.top_k[slots] > 0) | (state.top_p[slots] < 1.0)
         PROGRESS.count += int(np.count_nonzero(is_random & is_filtered))
         return token_ids

@@ -21,10 +21,16 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = _uninitialized(size, ctx)
         self._op = ctx.ops.rms_norm
+        self._add_op = ctx.ops.add_rms_norm
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size], e.g. [T, size] or the heads [T, H, size], to a new tensor of the same shape and dtype."""
         return self._op(x, self.weight, self.eps)
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of `x + residual`, and the sum: the bits of an addition before `forward`, in one pass."""
+        normed, total = self._add_op(x, residual, self.weight, self.eps)
+        return normed, total
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
@@ -44,10 +50,16 @@ class LayerNorm(nn.Module):
         self.weight = _uninitialized(size, ctx)
         self.bias = _uninitialized(size, ctx) if bias else None
         self._op = ctx.ops.layer_norm
+        self._add_op = ctx.ops.add_layer_norm
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, size] to [T, size], a new tensor of the same dtype."""
         return self._op(x, self.weight, self.bias, self.eps)
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of `x + residual`, and the sum: the bits of an addition before `forward`, in one pass."""
+        normed, total = self._add_op(x, residual, self.weight, self.bias, self.eps)
+        return normed, total
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""

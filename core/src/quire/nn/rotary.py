@@ -28,6 +28,9 @@ class RotaryEmbedding(nn.Module):
     in that dtype, as in Hugging Face's models. Scalings that depend on the sequence's length read it
     per token from `batch.rope_lens`, so the result does not depend on how a prompt was chunked.
 
+    Attributes:
+        op: the op `rotary` that is bound.
+
     Memory: two tables of `ctx.max_model_len` rows (four for LongRoPE, none for dynamic NTK).
 
     Source: Su et al. 2021; transformers 5, modeling_rope_utils.py.
@@ -44,7 +47,7 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self.config = config
         self.interleaved = interleaved
-        self._op = ctx.ops.rotary
+        self.op = ctx.ops.rotary
         self._dtype = torch_dtype(ctx.dtype)
         self._max_len = ctx.max_model_len
         self._factor = attention_factor(config)
@@ -62,13 +65,18 @@ class RotaryEmbedding(nn.Module):
         Returns:
             query and key, rotated in place.
         """
-        rows = batch.scratch.get(self._key)
-        if not isinstance(rows, tuple):
-            rows = self.rows(batch.positions, batch.rope_lens)
-            batch.scratch[self._key] = rows
-        cos, sin = rows
-        rotated_query, rotated_key = self._op(query, key, cos, sin, self.interleaved)
+        cos, sin = self.step_rows(batch)
+        rotated_query, rotated_key = self.op(query, key, cos, sin, self.interleaved)
         return rotated_query, rotated_key
+
+    def step_rows(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        """`rows` of a step's tokens, made by the first layer that asks."""
+        found = batch.scratch.get(self._key)
+        if isinstance(found, tuple):
+            cos, sin = found
+        else:
+            cos, sin = batch.scratch[self._key] = self.rows(batch.positions, batch.rope_lens)
+        return cos, sin
 
     def rows(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of tokens.

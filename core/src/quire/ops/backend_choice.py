@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
-from quire.api.batch import DeviceInfo, DTypeName
+from quire.api.batch import DeviceInfo, DTypeName, KVCacheDTypeName
 from quire.api.errors import DeviceError, PluginError, QuireError
 from quire.api.protocols import AttentionBackend
 from quire.api.specs import AttentionBackendSpec, Registration
@@ -21,6 +21,7 @@ class BackendRequest:
     device: DeviceInfo
     dtype: DTypeName
     name: str | None = None
+    kv_cache_dtype: KVCacheDTypeName = "auto"
 
 
 def choose_attention_backend(
@@ -35,7 +36,7 @@ def choose_attention_backend(
 
     Raises:
         PluginError: no backend has that name, or one fails when it is asked or made.
-        DeviceError: the named one, or every one, does not support the device and dtype.
+        DeviceError: the named one, or every one, does not support the device and the dtypes.
     """
     known = [entry for entry in registrations if isinstance(entry.spec, AttentionBackendSpec)]
     ranked = sorted(known, key=lambda entry: (-_spec(entry).priority, _spec(entry).name))
@@ -47,12 +48,24 @@ def choose_attention_backend(
     refusals = []
     for entry in ranked:
         spec = _spec(entry)
-        refusal = refusal_of(entry, request.device, request.dtype)
+        refusal = refusal_of(entry, request.device, request.dtype) or _cache_refusal(spec, request)
         if refusal is None:
             return _make(entry, resolve)
         refusals.append(f"{spec.name}: {refusal}")
     reasons = "; ".join(refusals) or "none is registered"
-    raise DeviceError(f"no attention backend for {request.dtype} on {request.device.type}: {reasons}")
+    cache, remedy = "", ""
+    if request.kv_cache_dtype != "auto":
+        cache = f" with kv_cache_dtype={request.kv_cache_dtype}"
+        remedy = "; leave kv_cache_dtype out" + (", or attention_backend" if request.name is not None else "")
+    raise DeviceError(
+        f"no attention backend for {request.dtype}{cache} on {request.device.type}: {reasons}{remedy}"
+    )
+
+
+def _cache_refusal(spec: AttentionBackendSpec, request: BackendRequest) -> str | None:
+    if request.kv_cache_dtype in spec.kv_cache_dtypes:
+        return None
+    return f"its KV caches are {' or '.join(spec.kv_cache_dtypes)}, not {request.kv_cache_dtype}"
 
 
 def _make(entry: Registration, resolve: Resolve) -> AttentionBackend:

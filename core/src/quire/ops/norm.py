@@ -43,3 +43,44 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     Source: Ba, Kiros and Hinton 2016.
     """
     return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`rms_norm` of a sum, and the sum: what a layer adds to its stream, and the norm that comes next, in one pass.
+
+    The sum is rounded to x's dtype before it is normed: the same bits as of the two operations.
+
+    Args:
+        x: [..., E].
+        residual: x's shape, dtype and device.
+        weight: [E], likewise x's dtype and device.
+        eps: added to the mean square.
+
+    Returns:
+        The norm and `x + residual`, new tensors like x.
+
+    Source: Zhang and Sennrich 2019.
+    """
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`layer_norm` of a sum, and the sum; the sum is rounded to x's dtype before it is normed.
+
+    Args:
+        x: [..., E].
+        residual: x's shape, dtype and device.
+        weight: [E], likewise x's dtype and device.
+        bias: likewise, or None.
+        eps: added to the variance.
+
+    Returns:
+        The norm and `x + residual`, new tensors like x.
+
+    Source: Ba, Kiros and Hinton 2016.
+    """
+    total = x + residual
+    return layer_norm(total, weight, bias, eps), total

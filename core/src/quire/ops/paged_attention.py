@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from quire.api.batch import ForwardBatch
 from quire.api.errors import ShapeError
 from quire.api.protocols import AttentionParams
 from quire.ops.attention_groups import RowGroup, StepGroups, group_rows
+from quire.ops.copy_blocks import copy_blocks
 from quire.ops.plain_attention import plain_attention
+from quire.ops.quantized_kv import QuantizedCache, quantized_token_bytes
 from quire.ops.views import side_by_side
 
 _MAX_FOLDED_QUERIES = 64
@@ -23,21 +25,28 @@ class TorchPagedAttention:
     """Gathers each group's slots with one `index_select` and calls `scaled_dot_product_attention`.
 
     One layer's cache is [num_blocks, block_size, 2 * K, D]: per token the K key heads, then the K
-    value heads, so one copy writes and one gather reads both. Grouped-query attention folds the
+    value heads, so one copy writes and one gather reads both; quantized caches are as in `quantized_kv`, and what is
+    read of them is dequantized to the query's dtype. Grouped-query attention folds the
     query heads of a KV head into the query dimension instead of repeating keys and values. Alibi
     slopes and logit caps take a slower path without SDPA.
 
     Keeps one gather buffer between calls, as long as the largest group that it has seen; an instance
     serves one thread.
+
+    Attributes:
+        copy_op: the op `copy_blocks`: its reference, until a model is built with what is bound.
     """
 
     name = "torch-paged"
 
     def __init__(self) -> None:
+        self.copy_op: Callable[[Tensor, Tensor, Tensor], Tensor] = copy_blocks
         self._buffer = torch.empty(0)
 
     def kv_cache_shape(self, num_blocks: int, block_size: int, params: AttentionParams) -> tuple[int, ...]:
-        """[num_blocks, block_size, 2 * K, D]."""
+        """[num_blocks, block_size, 2 * K, D], or [num_blocks, block_size, bytes of a token] where it is quantized."""
+        if params.kv_cache_dtype != "auto":
+            return (num_blocks, block_size, quantized_token_bytes(params))
         return (num_blocks, block_size, 2 * params.num_kv_heads, params.head_size)
 
     def prepare(self, batch: ForwardBatch) -> StepGroups:
@@ -62,8 +71,11 @@ class TorchPagedAttention:
         if not isinstance(step, StepGroups):
             raise ShapeError(f"batch.attention is {type(step).__name__}: set it to prepare(batch) first")
         num_tokens, num_heads, head_size = query.shape
-        cache = kv_cache.view(-1, 2 * params.num_kv_heads * head_size)
-        _write(key, value, cache, batch.slot_mapping)
+        cache = cache_tokens(kv_cache, params)
+        if isinstance(cache, QuantizedCache):
+            key, value = cache.write(key, value, batch.slot_mapping)
+        else:
+            _write(key, value, cache, batch.slot_mapping)
         order, num_decode = step.decode_order, step.num_decode_rows
         decodes = query if order is None else query[:num_decode].index_select(0, order)
         output = torch.empty((num_tokens, num_heads, head_size), dtype=query.dtype, device=query.device)
@@ -78,7 +90,7 @@ class TorchPagedAttention:
         self,
         group: RowGroup,
         inputs: tuple[Tensor, Tensor, Tensor],
-        cache: Tensor,
+        cache: Tensor | QuantizedCache,
         params: AttentionParams,
         output: Tensor,
     ) -> None:
@@ -86,8 +98,8 @@ class TorchPagedAttention:
 
         Args:
             group: of this step.
-            inputs: query [T, H, D], key [T, K, D], value [T, K, D] of the whole step.
-            cache: [num_slots, 2 * K * D].
+            inputs: query [T, H, D], key [T, K, D], value [T, K, D] of the whole step, as the cache keeps them.
+            cache: what `cache_tokens` gives.
             params: the layer's constants.
             output: [T, H, D], contiguous; the group's tokens are overwritten.
         """
@@ -96,20 +108,27 @@ class TorchPagedAttention:
         if group.slots is None:
             keys, values = key[None, start:stop], value[None, start:stop]
         else:
-            keys, values = self._read(cache, group, group.slots, params)
+            keys, values = self._read(cache, group, group.slots, params, query.dtype)
         _attend(query[start:stop], keys, values, group, params, output[start:stop])
 
     def copy_blocks(self, kv_caches: Sequence[Tensor], source_ids: Tensor, destination_ids: Tensor) -> None:
         """See AttentionBackend."""
         for cache in kv_caches:
-            cache.index_copy_(0, destination_ids, cache.index_select(0, source_ids))
+            self.copy_op(cache, source_ids, destination_ids)
 
     def _read(
-        self, cache: Tensor, group: RowGroup, slots: Tensor | slice, params: AttentionParams
+        self,
+        cache: Tensor | QuantizedCache,
+        group: RowGroup,
+        slots: Tensor | slice,
+        params: AttentionParams,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         """Keys and values of a group, each [R, L, K, D]; views of cache or buffer, valid until the next call."""
         shape = (group.num_rows, group.context_len, 2 * params.num_kv_heads, params.head_size)
-        if isinstance(slots, slice):
+        if isinstance(cache, QuantizedCache):
+            found = cache.read(slots, dtype)
+        elif isinstance(slots, slice):
             found = cache[slots]
         else:
             size, buffer = slots.shape[0] * cache.shape[1], self._buffer
@@ -119,6 +138,13 @@ class TorchPagedAttention:
             torch.index_select(cache, 0, slots, out=found)
         keys, values = found.view(shape).chunk(2, dim=2)
         return keys, values
+
+
+def cache_tokens(kv_cache: Tensor, params: AttentionParams) -> Tensor | QuantizedCache:
+    """One layer's cache as tokens: [num_slots, 2 * K * D], or what reads and writes a quantized one."""
+    if params.kv_cache_dtype != "auto":
+        return QuantizedCache(kv_cache, params)
+    return kv_cache.view(-1, 2 * params.num_kv_heads * params.head_size)
 
 
 def _write(key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:

@@ -23,6 +23,22 @@ def core_op_specs() -> list[OpSpec]:
             "quire.ops.norm:layer_norm",
         ),
         OpSpec(
+            "add_rms_norm",
+            "(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)",
+            "quire.ops.norm:add_rms_norm",
+        ),
+        OpSpec(
+            "add_layer_norm",
+            "(Tensor x, Tensor residual, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor)",
+            "quire.ops.norm:add_layer_norm",
+        ),
+        OpSpec("embedding", "(Tensor token_ids, Tensor weight) -> Tensor", "quire.ops.embedding:embedding"),
+        OpSpec(
+            "copy_blocks",
+            "(Tensor(a!) cache, Tensor sources, Tensor destinations) -> Tensor(a!)",
+            "quire.ops.copy_blocks:copy_blocks",
+        ),
+        OpSpec(
             "rotary",
             "(Tensor(a!) query, Tensor(b!) key, Tensor cos, Tensor sin, bool interleaved)"
             " -> (Tensor(a!), Tensor(b!))",
@@ -72,6 +88,7 @@ def core_attention_backend_specs() -> list[AttentionBackendSpec]:
             factory="quire.ops.paged_attention:TorchPagedAttention",
             supports=_supports_everything,
             priority=0,
+            kv_cache_dtypes=("auto", "fp8_e4m3", "int8"),
         )
     ]
 

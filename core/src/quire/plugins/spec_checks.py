@@ -16,7 +16,7 @@ from quire.api.specs import (
     StepCaptureSpec,
 )
 
-_TUPLES_OF_SPECS = ("quant_methods", "aliases", "methods")
+_TUPLES_OF_SPECS = ("quant_methods", "aliases", "methods", "kv_cache_dtypes")
 _FLAGS_OF_CAPABILITIES = ("tensor_parallel", "sliding_windows", "drafts", "prefix_caching", "chunked_prefill")
 _TEXTS_OF_SPECS = ("help", "op", "schema")
 

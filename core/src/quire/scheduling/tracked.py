@@ -116,6 +116,8 @@ class TrackedRequests:
         """Take blocks and slot from an ended request without planned rows, and forget it."""
         request = state.request
         if not state.is_damaged:
+            # its last token was computed by chance, in a step that was planned before the end was known
+            request.num_computed_tokens = min(request.num_computed_tokens, request.num_tokens - 1)
             self._manager.confirm(request, self._manager.commit(request))
         self._manager.free(request)
         if request.slot is not None:

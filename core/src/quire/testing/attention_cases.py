@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from quire.api.batch import ForwardBatch
+from quire.api.batch import ForwardBatch, KVCacheDTypeName
 from quire.api.protocols import AttentionBackend, AttentionParams
+from quire.ops.quantized_kv import KV_FORMATS
 from quire.testing.conformance import require
 
 Rows = Sequence[tuple[str, int]]
@@ -25,12 +26,14 @@ class CacheShape:
 
     Attributes:
         is_fused: query, key and value are views of one tensor, as a fused product leaves them.
+        is_exact: keys and values that a quantized cache keeps as they are; False: as they come.
     """
 
     block_size: int = 4
     num_blocks: int = 64
     dtype: torch.dtype = torch.float64
     is_fused: bool = True
+    is_exact: bool = True
 
 
 @dataclass
@@ -73,12 +76,7 @@ class PagedSimulation:
         self.backend, self.layers, self.shape = backend, list(layers), shape
         self.random = torch.Generator().manual_seed(seed)
         self.requests: dict[str, PagedRequest] = {}
-        self.caches = [
-            torch.full(
-                backend.kv_cache_shape(shape.num_blocks, shape.block_size, layer), NAN, dtype=shape.dtype
-            )
-            for layer in layers
-        ]
+        self.caches = [self._poisoned_cache(layer) for layer in layers]
         ends = [0, shape.num_blocks - 1]  # where padding lands by mistake: taken first
         order = torch.randperm(shape.num_blocks, generator=self.random).tolist()
         self.free = ends + [block for block in order if block not in ends]
@@ -136,6 +134,13 @@ class PagedSimulation:
         ids = torch.tensor([source.blocks, blocks])
         self.backend.copy_blocks(self.caches, ids[0], ids[1])
         self.requests[child] = PagedRequest(list(source.keys), list(source.values), blocks, source.num_tokens)
+
+    def _poisoned_cache(self, layer: AttentionParams) -> Tensor:
+        """NaN; of a quantized cache all bytes are 255: a NaN in float32 and in e4m3, and so int8's scale is one."""
+        shape = self.backend.kv_cache_shape(self.shape.num_blocks, self.shape.block_size, layer)
+        if layer.kv_cache_dtype != "auto":
+            return torch.full(shape, 255, dtype=torch.uint8)
+        return torch.full(shape, NAN, dtype=self.shape.dtype)
 
     def _begin(self, name: str, prefix: tuple[str, int] | None) -> None:
         empty = [
@@ -195,6 +200,9 @@ class PagedSimulation:
         heads, kv_heads = layer.num_heads, layer.num_kv_heads
         width = heads + 2 * kv_heads
         fused = torch.randn((total, width, layer.head_size), generator=self.random, dtype=torch.float64)
+        if layer.kv_cache_dtype != "auto" and self.shape.is_exact:
+            fused[:, heads:] = representable(fused[:, heads:], layer.kv_cache_dtype)
+            fused[:1, heads] = 0.0  # a head of zeros has no largest magnitude to divide by
         fused = fused.to(self.shape.dtype)
         query, key, value = torch.split(fused, [heads, kv_heads, kv_heads], dim=1)
         start = 0
@@ -230,6 +238,16 @@ class PagedSimulation:
             )
             start += count
         return torch.cat(outputs)
+
+
+def representable(x: Tensor, kv_cache_dtype: KVCacheDTypeName) -> Tensor:
+    """Nearby heads [..., D] that a quantized cache keeps as they are: scales are powers of 2, different ones."""
+    kv_format = KV_FORMATS[kv_cache_dtype]
+    largest, where = x.abs().max(-1, keepdim=True)
+    scales = torch.exp2((largest / kv_format.top).log2().ceil())
+    wide = x / scales
+    kept = wide.to(kv_format.element).to(x.dtype) if kv_format.element.is_floating_point else wide.round()
+    return kept.scatter(-1, where, x.gather(-1, where).sign() * kv_format.top) * scales
 
 
 def attend_naively(query: Tensor, keys: Tensor, values: Tensor, params: AttentionParams) -> Tensor:

@@ -92,7 +92,11 @@ def _attention(host: PluginHost, entry: NamedRegistration) -> type[Conformance] 
     if not dtypes:
         return f"it does not run here: {refusal}"
     return _suite(
-        AttentionBackendConformance, backend=spec.factory, dtypes=dtypes, capabilities=spec.capabilities
+        AttentionBackendConformance,
+        backend=spec.factory,
+        dtypes=dtypes,
+        kv_cache_dtypes=spec.kv_cache_dtypes,
+        capabilities=spec.capabilities,
     )
 
 

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from quire.api.batch import DTypeName, ForwardBatch
+from quire.api.batch import DTypeName, ForwardBatch, KVCacheDTypeName
 from quire.api.errors import PromptError
 from quire.api.protocols import ModelFactory
 from quire.api.quantization import QuantizationRequest
@@ -49,6 +49,7 @@ class SequenceForward:
         device: str = "cpu",
         host: PluginHost | None = None,
         quantization: str | None = None,
+        kv_cache_dtype: KVCacheDTypeName = "auto",
     ) -> None:
         """Build and load the model.
 
@@ -59,6 +60,7 @@ class SequenceForward:
             device: as `quire.execution.device.detect_device` takes it.
             host: the plugins; by default the installed ones.
             quantization: as the setting of that name.
+            kv_cache_dtype: likewise.
         """
         host = host or PluginHost.discover()
         hf_config = read_hf_config(folder)
@@ -66,14 +68,19 @@ class SequenceForward:
         registration = host.models.registration(architecture)
         factory = cast(ModelFactory, resolve_factory(host.models.spec(architecture).factory, registration))
         info = detect_device(device)
-        request = BackendRequest(info, dtype)
+        request = BackendRequest(info, dtype, kv_cache_dtype=kv_cache_dtype)
         self._backend = choose_attention_backend(
             host.attention_backends.registrations(), request, resolve_factory
         )
         op_registrations = [*host.ops.registrations(), *host.op_impls.registrations()]
         ops = OpTable(op_registrations, info, dtype, resolve_factory)
         settings = BuildSettings(
-            dtype=dtype, device=info, ops=ops, attention_backend=self._backend, max_model_len=max_len
+            dtype=dtype,
+            device=info,
+            ops=ops,
+            attention_backend=self._backend,
+            max_model_len=max_len,
+            kv_cache_dtype=kv_cache_dtype,
         )
         checkpoint = open_checkpoint(folder)
         stored = QuantizationRequest(read_quantization_config(folder, hf_config), info, dtype)

@@ -135,6 +135,49 @@ def _norm(dtype: torch.dtype, *, has_bias: bool) -> Iterator[OpCase]:
         yield OpCase(f"shape {list(shape)}, rows with gaps", gaps, is_rowwise=True)
 
 
+def _added_norm(dtype: torch.dtype, *, has_bias: bool) -> Iterator[OpCase]:
+    """What norms are tried with, and a residual with other gaps."""
+    random = torch.Generator().manual_seed(1)
+    for case in _norm(dtype, has_bias=has_bias):
+        x, *others = case.arguments
+        residual = _random(x.shape, dtype, random)
+        yield OpCase(case.name, (x, residual, *others), is_rowwise=True)
+        yield OpCase(
+            f"{case.name}, residual with gaps", (x, _rows_with_gaps(residual), *others), is_rowwise=True
+        )
+
+
+def _embedding(dtype: torch.dtype) -> Iterator[OpCase]:
+    random = torch.Generator().manual_seed(0)
+    for tokens, rows, size in ((5, 7, 33), (1, 1, 1), (64, 300, 96), (0, 4, 8), (3, 2, 2049)):
+        ids = torch.randint(0, rows, (tokens,), generator=random)
+        ids[:1], ids[1:2] = rows - 1, 0
+        weight = _random((rows, size), dtype, random)
+        weight[0, 0] = torch.nan
+        yield OpCase(f"{tokens} of {rows} rows of {size}", (ids, weight))
+        apart = ids.repeat_interleave(2)[::2]
+        yield OpCase(f"{tokens} of {rows} rows of {size} with gaps", (apart, _rows_with_gaps(weight)))
+
+
+def _copied_blocks(dtype: torch.dtype) -> Iterator[OpCase]:
+    random = torch.Generator().manual_seed(0)
+    for pairs, shape in (
+        (1, (2, 1, 1, 1)),
+        (3, (9, 4, 2, 5)),
+        (4, (8, 16, 8, 64)),
+        (0, (3, 2, 2, 4)),
+        (2, (5, 3, 2, 3, 7)),
+    ):
+        ids = torch.randperm(shape[0], generator=random)
+        cache = _random(shape, dtype, random)
+        cache[ids[0]] = torch.nan
+        destinations = ids[shape[0] - pairs :]
+        sources = ids[: shape[0] - pairs][torch.arange(pairs) % max(1, min(pairs - 1, shape[0] - pairs))]
+        yield OpCase(f"{pairs} blocks of {list(shape)}", (cache, sources, destinations))
+        columns = torch.stack([sources, destinations], dim=1).unbind(1)
+        yield OpCase(f"{pairs} blocks of {list(shape)}, ids in columns", (cache, *columns))
+
+
 def _rotary(dtype: torch.dtype) -> Iterator[OpCase]:
     random = torch.Generator().manual_seed(0)
     for tokens in (1, 7, 37, 0):
@@ -212,6 +255,10 @@ def _penalised(dtype: torch.dtype) -> Iterator[OpCase]:
 _MAKERS: dict[str, Callable[[torch.dtype], Iterator[OpCase]]] = {
     "rms_norm": lambda dtype: _norm(dtype, has_bias=False),
     "layer_norm": lambda dtype: _norm(dtype, has_bias=True),
+    "add_rms_norm": lambda dtype: _added_norm(dtype, has_bias=False),
+    "add_layer_norm": lambda dtype: _added_norm(dtype, has_bias=True),
+    "embedding": _embedding,
+    "copy_blocks": _copied_blocks,
     "rotary": _rotary,
     "apply_penalties": _penalised,
     "greedy_tokens": _greedy,

@@ -1,12 +1,15 @@
-/* (x - mean) / sqrt(variance + eps) * weight + bias, in float32, rounded once. */
+/* (x - mean) / sqrt(variance + eps) * weight + bias, in float32, rounded once; of x, or of its sum with
+   another, which is kept. */
 
+#include "sums.h"
 #include "team.h"
 #include "vector.h"
 
 typedef struct {
-    const void *x, *weight, *bias; /* [rows, size], row_stride elements from row to row; [size]; [size] or null */
-    void *out;                     /* [rows, size], contiguous */
-    int64_t rows, size, row_stride;
+    const void *x, *residual;   /* [rows, size], strides in elements from row to row; residual may be null */
+    const void *weight, *bias;  /* [size]; bias may be null */
+    void *sum, *out;            /* [rows, size], contiguous; x + residual, where there is one, is what is normed */
+    int64_t rows, size, row_stride, residual_stride;
     float eps;
     int32_t dtype, threads;
 } LayerNorm;
@@ -19,6 +22,10 @@ INLINE vec deviations(int dtype, const void *from, int64_t at, int64_t size, flo
 
 INLINE void norm_row(int dtype, const LayerNorm *p, int64_t row) {
     const void *from = element(dtype, p->x, row * p->row_stride);
+    if (p->residual) {
+        const void *other = element(dtype, p->residual, row * p->residual_stride);
+        from = keep_sum(dtype, from, other, (char *)p->sum + row * p->size * element_size(dtype), p->size);
+    }
     vec sums = {}, squares = {};
     for (int64_t at = 0; at < p->size; at += LANES) sums += load_some(dtype, from, at, p->size);
     float mean = sum_lanes(sums) / (float)p->size;

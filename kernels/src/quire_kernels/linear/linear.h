@@ -13,11 +13,9 @@ typedef struct {
     uint16_t *out;          /* [rows, outputs], or [rows, outputs / 2] */
     int64_t rows, inputs, outputs, row_stride;
     int32_t is_gated; /* what is written is silu of the first half of the outputs times the second; both whole panels */
-    int32_t threads, with_amx;
+    int32_t threads, with_dots, with_amx; /* neither: float32 products, which every CPU has */
     int32_t streams_out; /* set here: write past the caches */
 } Linear;
-
-#ifdef __AVX512BF16__
 
 #define STEP 32
 #define PANEL 32
@@ -44,6 +42,10 @@ INLINE int64_t panels_of(const Linear *p) { return p->is_gated ? p->outputs / (2
 typedef struct {
     vec low, high;
 } Sums; /* a panel's, of one row */
+
+INLINE vec silu(vec x) { return x * reciprocal(DTYPE_BFLOAT16, 1.0f + exponential(-x)); }
+
+#ifdef __AVX512BF16__
 
 INLINE __m512i round_sums(const Linear *p, int64_t panel, Sums s) {
     int64_t first = panel * PANEL;
@@ -76,8 +78,6 @@ INLINE void write_sums(const Linear *p, int64_t row, int64_t panel, Sums s) {
     }
     write_line(p, p->out + at, left, both);
 }
-
-INLINE vec silu(vec x) { return x * reciprocal(DTYPE_BFLOAT16, 1.0f + exponential(-x)); }
 
 INLINE void write_gated(const Linear *p, int64_t row, int64_t panel, Sums gates, Sums values) {
     Sums gate = widen_both(round_sums(p, panel, gates)), x = widen_both(round_sums(p, panels_of(p) + panel, values));

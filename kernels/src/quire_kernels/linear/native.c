@@ -5,17 +5,19 @@
    operand of VDPBF16PS and two AMX tiles, read in the order in which they lie. Threads share the panels.
 
    A few rows are multiplied by VDPBF16PS, up to 128 by AMX as they are, more by AMX in packed blocks; without AMX all
-   by VDPBF16PS. See dots.h and tiles.h. */
+   by VDPBF16PS; without both all are widened to float32. See dots.h, tiles.h and vectors.h. */
 
 #include "linear.h"
 #include "team.h"
+#include "vectors.h"
+
+#define LARGE_BYTES (1 << 20) /* outputs that a core's L2 cache cannot hold beside what they are made of */
 
 #ifdef __AVX512BF16__
 
 #include "dots.h"
 
 #define STREAMED_ROWS 1
-#define LARGE_BYTES (1 << 20) /* outputs that a core's L2 cache cannot hold beside what they are made of */
 
 #if defined(__AMX_BF16__) && defined(__linux__)
 
@@ -42,24 +44,27 @@ static int linear_amx(const Linear *p, int64_t first, int64_t last) { return 1; 
 
 #endif
 
-/* The threads share the panels. */
-static int linear(const Linear *arguments) {
-    Linear p = *arguments;
-    int64_t first, last;
+static int linear_bfloat16(const Linear *p, int64_t first, int64_t last) {
     int failed = 0;
-    int64_t written = p.is_gated ? p.outputs / 2 : p.outputs;
-    p.streams_out = written % LINE_ELEMENTS == 0 && p.rows * written * (int64_t)sizeof *p.out >= LARGE_BYTES;
-    team_share(panels_of(&p), &first, &last);
-    if (p.with_amx && p.rows > STREAMED_ROWS) failed = linear_amx(&p, first, last);
-    else multiply_by_dots(&p, first, last);
+    if (p->with_amx && p->rows > STREAMED_ROWS) failed = linear_amx(p, first, last);
+    else multiply_by_dots(p, first, last);
     _mm_sfence();
     return failed;
 }
 
 #else
 
-static int linear(const Linear *p) { return 1; }
+static int linear_bfloat16(const Linear *p, int64_t first, int64_t last) { return 1; }
 
 #endif
+
+/* The threads share the panels. */
+static int linear(const Linear *arguments) {
+    Linear p = *arguments;
+    int64_t first, last, written = p.is_gated ? p.outputs / 2 : p.outputs;
+    p.streams_out = written % LINE_ELEMENTS == 0 && p.rows * written * (int64_t)sizeof *p.out >= LARGE_BYTES;
+    team_share(panels_of(&p), &first, &last);
+    return p.with_dots ? linear_bfloat16(&p, first, last) : multiply_by_vectors(&p, first, last);
+}
 
 QUIRE_KERNEL(linear, Linear, linear, 0)

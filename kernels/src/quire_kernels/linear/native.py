@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quire.api.errors import ShapeError
-from quire_kernels.native.bfloat16 import MATRIX_TILES, instructions
+from quire_kernels.native.bfloat16 import DOT_PRODUCTS, MATRIX_TILES, instructions
 from quire_kernels.native.kernel import Kernel
 from quire_kernels.native.tensors import C_LONG, C_POINTER
 
@@ -19,7 +19,7 @@ class Arguments(ctypes.Structure):
     _fields_ = [
         *((name, C_POINTER) for name in ("x", "weight", "bias", "residual", "out")),
         *((name, C_LONG) for name in ("rows", "inputs", "outputs", "row_stride")),
-        *((name, ctypes.c_int32) for name in ("is_gated", "threads", "with_amx", "streams_out")),
+        *((name, ctypes.c_int32) for name in ("is_gated", "threads", "with_dots", "with_amx", "streams_out")),
     ]
 
 
@@ -27,9 +27,9 @@ class NativeLinear:
     """The C function, with the instructions chosen once."""
 
     def __init__(self, limit: int = MATRIX_TILES) -> None:
-        """Bind it; `limit`: the instructions to use at most, DOT_PRODUCTS or MATRIX_TILES."""
+        """Bind it; `limit`: the instructions to use at most: VECTORS, DOT_PRODUCTS or MATRIX_TILES."""
         self._kernel = Kernel("linear", Arguments)
-        self._with_amx = min(instructions(), limit) == MATRIX_TILES
+        self._instructions = min(instructions(), limit)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
         """See `quire.ops.linear.linear`.
@@ -57,7 +57,8 @@ class NativeLinear:
             x.stride(0),
             False,
             torch.get_num_threads(),
-            self._with_amx,
+            self._instructions >= DOT_PRODUCTS,
+            self._instructions == MATRIX_TILES,
         )
         self._kernel(arguments)
         return out

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,14 @@ class NativeBuildError(RuntimeError):
 
 @dataclass(slots=True, frozen=True)
 class Compiler:
-    """A C compiler: the command's words, and what `--version` says."""
+    """A C compiler.
+
+    Attributes:
+        command: the words that call it. flags: that follow ours, and win. version: what `--version` says.
+    """
 
     command: tuple[str, ...]
+    flags: tuple[str, ...]
     version: str
 
 
@@ -39,7 +45,8 @@ def build_library(environment: Mapping[str, str], openmp: Path | None) -> Path:
     """The compiled library, from the cache or made now.
 
     Args:
-        environment: CC names the compiler, QUIRE_CACHE_DIR or XDG_CACHE_HOME the cache's place.
+        environment: CC names the compiler and may add flags (`gcc -march=haswell`: no AVX-512, whatever the CPU has);
+            QUIRE_CACHE_DIR or XDG_CACHE_HOME name the cache's place.
         openmp: the OpenMP runtime that this process has loaded, to share its threads; None: the compiler's own.
 
     Raises:
@@ -73,8 +80,9 @@ def find_compiler(environment: Mapping[str, str]) -> Compiler:
         program = shutil.which(words[0], path=environment.get("PATH"))
         if program is None:
             continue
-        result = _run([program, *words[1:], "--version"], Path.cwd())
-        return Compiler((program, *words[1:]), result)
+        first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+        command = (program, *words[1:first])
+        return Compiler(command, tuple(words[first:]), _run([*command, "--version"], Path.cwd()))
     looked_for = " ".join(named) if named else ", ".join(COMPILERS)
     raise NativeBuildError(f"no C compiler was found (looked for {looked_for}): install one, or set CC")
 
@@ -108,15 +116,21 @@ def _cpu_flags() -> str:
 
 
 def _compile(compiler: Compiler, sources: Sequence[Path], openmp: Path | None, work: Path) -> Path:
-    objects = []
-    for source in sources:
+    def compile_one(source: Path) -> str:
         made = f"{source.parent.name}-{source.stem}.o"
         include = f"-I{_PACKAGE / 'native'}"
-        _run([*compiler.command, *FLAGS, include, "-c", str(source), "-o", made], work)
-        objects.append(made)
+        _run([*compiler.command, *FLAGS, *compiler.flags, include, "-c", str(source), "-o", made], work)
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the longest first, which takes half of the time
+        objects = list(pool.map(compile_one, sorted(sources, key=lambda path: -_size(path))))
     runtime = ["-fopenmp"] if openmp is None else [str(openmp)]
-    _run([*compiler.command, "-shared", "-o", "kernels.so", *objects, *runtime, "-lm"], work)
+    _run([*compiler.command, *compiler.flags, "-shared", "-o", "kernels.so", *objects, *runtime, "-lm"], work)
     return work / "kernels.so"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0  # the compiler tells of a missing one
 
 
 def _run(command: Sequence[str], folder: Path) -> str:

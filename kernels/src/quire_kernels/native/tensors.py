@@ -31,3 +31,8 @@ def dtype_code(dtype: torch.dtype) -> int:
     if dtype not in _CODES:
         raise TypeError(f"native kernels take bfloat16 and float32, not {dtype}")
     return _CODES[dtype]
+
+
+def as_matrix(x: torch.Tensor) -> torch.Tensor:
+    """Rows [..., E] as [T, E], contiguous in E: a view of a matrix whose rows lie apart; other gaps are copied."""
+    return x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, x.shape[-1]).contiguous()

@@ -19,9 +19,11 @@ typedef uint32_t vecu __attribute__((vector_size(64)));
 typedef uint16_t vech __attribute__((vector_size(32)));
 
 /* Element types, as the Python side numbers them. */
-enum { DTYPE_BFLOAT16 = 0, DTYPE_FLOAT32 = 1 };
+enum { DTYPE_BFLOAT16 = 0, DTYPE_FLOAT32 = 1, DTYPE_INT8 = 2, DTYPE_E4M3 = 3 }; /* the last two are only loaded */
 
-INLINE int64_t element_size(int dtype) { return dtype == DTYPE_BFLOAT16 ? 2 : 4; }
+INLINE int is_quantized(int dtype) { return dtype >= DTYPE_INT8; }
+
+INLINE int64_t element_size(int dtype) { return is_quantized(dtype) ? 1 : dtype == DTYPE_BFLOAT16 ? 2 : 4; }
 
 INLINE vec splat(float x) { return (vec){} + x; }
 
@@ -42,6 +44,29 @@ INLINE vec widen(vech x) {
     return (vec)((vecu)_mm512_cvtepu16_epi32((__m256i)x) << 16);
 #else
     return (vec)(__builtin_convertvector(x, vecu) << 16);
+#endif
+}
+
+/* 16 elements of one byte, widened. */
+INLINE vec widen_bytes(int dtype, const void *at) {
+#ifdef __AVX512F__
+    __m128i x = _mm_loadu_si128(at);
+    if (dtype == DTYPE_INT8) return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
+    /* as float16 whose exponents are less by 8 */
+    __m256i wide = _mm256_cvtepu8_epi16(x), low = _mm256_set1_epi16(0x7f);
+    __m256i half = _mm256_or_si256(_mm256_slli_epi16(_mm256_and_si256(wide, low), 7),
+                                   _mm256_slli_epi16(_mm256_andnot_si256(low, wide), 8));
+    return (vec)_mm512_cvtph_ps(half) * 256.0f;
+#else
+    if (dtype == DTYPE_INT8) {
+        int8_t x __attribute__((vector_size(16)));
+        memcpy(&x, at, sizeof x);
+        return __builtin_convertvector(x, vec);
+    }
+    uint8_t x __attribute__((vector_size(16)));
+    memcpy(&x, at, sizeof x);
+    vecu wide = __builtin_convertvector(x, vecu);
+    return (vec)(((wide & 0x80) << 24) | ((wide & 0x7f) << 20)) * 0x1p120f; /* as float32 whose exponents are less by 120 */
 #endif
 }
 
@@ -70,6 +95,7 @@ INLINE const void *element(int dtype, const void *base, int64_t index) {
 
 INLINE vec load(int dtype, const void *base, int64_t index) {
     const void *at = element(dtype, base, index);
+    if (is_quantized(dtype)) return widen_bytes(dtype, at);
     if (dtype == DTYPE_BFLOAT16) {
         vech x;
         memcpy(&x, at, sizeof x);
@@ -98,6 +124,7 @@ INLINE vec load_part(int dtype, const void *base, int64_t index, int64_t count) 
         char bytes[64];
     } x = {};
     memcpy(x.bytes, element(dtype, base, index), count * element_size(dtype));
+    if (is_quantized(dtype)) return widen_bytes(dtype, x.bytes);
     return dtype == DTYPE_BFLOAT16 ? widen(x.half) : x.wide;
 }
 

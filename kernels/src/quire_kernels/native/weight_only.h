@@ -20,17 +20,11 @@ typedef struct {
     const uint16_t *bias;       /* [outputs] or null */
     uint16_t *out;              /* [rows, outputs] */
     int64_t rows, inputs, outputs, groups, row_stride;
-    int32_t scale_dtype, threads, with_amx;
+    int32_t scale_dtype, threads, with_dots, with_amx; /* neither: products of float32, see weight_only_vectors.h */
 } WeightOnly;
 
-#ifdef __AVX512BF16__
-
 #define FIELDS (32 / BITS)         /* inputs in a word */
-#define PAIRS (FIELDS / 2)
 #define MIDDLE (1 << (BITS - 1))
-#define ORIGIN (BITS == 4 ? 8 : 0) /* what streamed weights are counted from: the cheapest to unpack */
-#define STREAMED_ROWS 8
-#define STREAMED_ROWS_AMX (BITS == 4 ? 2 : 4) /* AMX multiplies more than these faster than VDPBF16PS */
 #define AHEAD 32                   /* words that are asked for before they are needed */
 
 enum { SCALE_BFLOAT16 = 0, SCALE_FLOAT32 = 1, SCALE_FLOAT16 = 2 };
@@ -41,6 +35,12 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+#ifdef __AVX512BF16__
+
+#define PAIRS (FIELDS / 2)
+#define ORIGIN (BITS == 4 ? 8 : 0) /* what streamed weights are counted from: the cheapest to unpack */
+#define STREAMED_ROWS 8
+#define STREAMED_ROWS_AMX (BITS == 4 ? 2 : 4) /* AMX multiplies more than these faster than VDPBF16PS */
 INLINE vec load_scales(const WeightOnly *p, int64_t tile, int64_t group) {
     int64_t at = (tile * p->groups + group) * LANES;
     if (p->scale_dtype == SCALE_FLOAT16)

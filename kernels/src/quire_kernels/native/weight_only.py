@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quire.api.errors import ShapeError
-from quire_kernels.native.bfloat16 import MATRIX_TILES, instructions
+from quire_kernels.native.bfloat16 import DOT_PRODUCTS, MATRIX_TILES, instructions
 from quire_kernels.native.kernel import Kernel
 from quire_kernels.native.tensors import C_LONG, C_POINTER
 
@@ -21,7 +21,7 @@ class _Arguments(ctypes.Structure):
     _fields_ = [
         *((name, C_POINTER) for name in ("x", "weight", "scales", "zeros", "input_order", "bias", "out")),
         *((name, C_LONG) for name in ("rows", "inputs", "outputs", "groups", "row_stride")),
-        *((name, ctypes.c_int32) for name in ("scale_dtype", "threads", "with_amx")),
+        *((name, ctypes.c_int32) for name in ("scale_dtype", "threads", "with_dots", "with_amx")),
     ]
 
 
@@ -33,11 +33,11 @@ class WeightOnlyLinear:
 
         Args:
             bits: 4 or 8.
-            limit: the instructions to use at most, DOT_PRODUCTS or MATRIX_TILES.
+            limit: the instructions to use at most: VECTORS, DOT_PRODUCTS or MATRIX_TILES.
         """
         self._kernel = Kernel(f"w{bits}a16_linear", _Arguments)
         self.bits = bits
-        self._with_amx = min(instructions(), limit) == MATRIX_TILES
+        self._instructions = min(instructions(), limit)
 
     def __call__(
         self,
@@ -78,7 +78,8 @@ class WeightOnlyLinear:
             x.stride(0),
             _SCALE_CODES[scales.dtype],
             torch.get_num_threads(),
-            self._with_amx,
+            self._instructions >= DOT_PRODUCTS,
+            self._instructions == MATRIX_TILES,
         )
         self._kernel(arguments)
         return out

@@ -11,7 +11,7 @@
 #define QUIRE_WEIGHT_ONLY_BLOCKS_H
 
 #include "amx.h"
-#include "weight_only.h"
+#include "weight_only_vectors.h"
 
 #ifdef __AVX512BF16__
 
@@ -312,8 +312,7 @@ INLINE void multiply(const Blocks *b, float *sums) {
 
 INLINE int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-/* All of it; 0, or 1 where memory is short. */
-static int weight_only_linear(const WeightOnly *p) {
+static int multiply_bfloat16(const WeightOnly *p) {
     int is_streamed = p->rows <= (p->with_amx ? STREAMED_ROWS_AMX : STREAMED_ROWS);
     Blocks b = cut_rows(p);
     int64_t float_bytes = sizeof(float);
@@ -333,7 +332,11 @@ static int weight_only_linear(const WeightOnly *p) {
 
 #else
 
-static int weight_only_linear(const WeightOnly *p) { return 1; }
+static int multiply_bfloat16(const WeightOnly *p) { return 1; }
 
 #endif
+
+/* All of it; 0, or 1 where memory is short. */
+static int weight_only_linear(const WeightOnly *p) { return p->with_dots ? multiply_bfloat16(p) : multiply_by_vectors(p); }
+
 #endif

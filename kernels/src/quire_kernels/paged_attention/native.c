@@ -1,10 +1,11 @@
 /* Attention of single queries over a paged KV cache that is read where it lies.
 
-   A cache is [slots, 2 * K, D]: per token the K key heads, then the K value heads. Work comes as tasks,
+   Keys' scales of a quantized cache multiply scores, those of values weights. Work comes as tasks,
    pieces of a row's context; a row of one piece is written to the output at once, the pieces of the
    others leave a partial result (largest score, sum of weights, weighted values) that is merged at the
    end (flash-decoding; Dao et al. 2023). Scores, softmax and sums are float32. */
 
+#include "kv_cache.h"
 #include "paged.h"
 #include "team.h"
 #include "vector.h"
@@ -23,8 +24,13 @@ typedef struct {
     int64_t row_stride, table_stride, num_tasks, num_merges;
     int64_t num_heads, num_kv_heads, head_size, block_size, window;
     float scale, logit_cap;
-    int32_t dtype;
+    int32_t dtype, kept;
 } PagedDecode;
+
+/* Where a head of a token lies. */
+INLINE const char *head_at(int kept, const PagedDecode *p, int64_t size, int64_t slot, int64_t head) {
+    return (const char *)p->cache + slot * token_pitch(kept, p->num_kv_heads, size) + head * head_pitch(kept, size);
+}
 
 /* Tokens of a row's context, in order. */
 typedef struct {
@@ -61,23 +67,21 @@ INLINE void prefetch(const void *head, int64_t bytes) {
 
 /* scores[g][t] = query[g] . key[t] for `heads` <= 4 query heads of a KV head, 16 tokens at a time.
    `first`: these are the KV head's first query heads, and keys of later tokens are asked for on the way. */
-INLINE void tile_scores(int dtype, int vectors, int aligned, int heads, int first, const PagedDecode *p,
+INLINE void tile_scores(int kept, int vectors, int aligned, int heads, int first, const PagedDecode *p,
                         const float *query, const Tile *tile, int64_t kv_head, float (*scores)[TILE]) {
     int64_t padded = (int64_t)vectors * LANES, size = aligned ? padded : p->head_size;
-    int64_t width = 2 * p->num_kv_heads * size;
     for (int64_t start = 0; start < tile->count; start += LANES) {
         int64_t some = tile->count - start < LANES ? tile->count - start : LANES;
         vec products[4][LANES];
         for (int64_t t = 0; t < LANES; t++) {
             int64_t slot = tile->slots[start + (t < some ? t : 0)]; /* past the end: the first, unused */
-            const void *key = element(dtype, p->cache, slot * width + kv_head * size);
+            const void *key = head_at(kept, p, size, slot, kv_head);
             if (first && t < some)
-                prefetch(element(dtype, p->cache, tile->ahead[start + t] * width + kv_head * size),
-                         size * element_size(dtype));
+                prefetch(head_at(kept, p, size, tile->ahead[start + t], kv_head), size * element_size(kept));
             vec sums[4] = {};
 #pragma GCC unroll 16
             for (int v = 0; v < vectors; v++) {
-                vec k = load_some(dtype, key, v * LANES, size);
+                vec k = load_some(kept, key, v * LANES, size);
 #pragma GCC unroll 4
                 for (int g = 0; g < heads; g++)
                     sums[g] += k * load(DTYPE_FLOAT32, query, g * padded + v * LANES);
@@ -91,10 +95,9 @@ INLINE void tile_scores(int dtype, int vectors, int aligned, int heads, int firs
 }
 
 /* values[g] = values[g] * scales[g] + sum over t of weights[g][t] * value[t], for `heads` query heads. */
-INLINE void tile_values(int dtype, int vectors, int aligned, int heads, int first, const PagedDecode *p,
+INLINE void tile_values(int kept, int vectors, int aligned, int heads, int first, const PagedDecode *p,
                         const Tile *tile, int64_t kv_head, const float (*weights)[TILE], const float *scales, float *values) {
     int64_t padded = (int64_t)vectors * LANES, size = aligned ? padded : p->head_size;
-    int64_t width = 2 * p->num_kv_heads * size;
     vec sums[4][MAX_VECTORS];
 #pragma GCC unroll 4
     for (int g = 0; g < heads; g++)
@@ -102,15 +105,12 @@ INLINE void tile_values(int dtype, int vectors, int aligned, int heads, int firs
         for (int v = 0; v < vectors; v++)
             sums[g][v] = load(DTYPE_FLOAT32, values, g * padded + v * LANES) * scales[g];
     for (int64_t t = 0; t < tile->count; t++) {
-        int64_t at = tile->slots[t] * width + (p->num_kv_heads + kv_head) * size;
-        const void *value = element(dtype, p->cache, at);
-        if (first) {
-            int64_t later = tile->ahead[t] * width + (p->num_kv_heads + kv_head) * size;
-            prefetch(element(dtype, p->cache, later), size * element_size(dtype));
-        }
+        const void *value = head_at(kept, p, size, tile->slots[t], p->num_kv_heads + kv_head);
+        if (first)
+            prefetch(head_at(kept, p, size, tile->ahead[t], p->num_kv_heads + kv_head), size * element_size(kept));
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++) {
-            vec x = load_some(dtype, value, v * LANES, size);
+            vec x = load_some(kept, value, v * LANES, size);
 #pragma GCC unroll 4
             for (int g = 0; g < heads; g++) sums[g][v] += x * weights[g][t];
         }
@@ -122,9 +122,9 @@ INLINE void tile_values(int dtype, int vectors, int aligned, int heads, int firs
             store(DTYPE_FLOAT32, values, g * padded + v * LANES, sums[g][v]);
 }
 
-#define SCORES(heads) tile_scores(dtype, vectors, aligned, heads, g == 0, p, query + g * padded, tile, kv_head, scores + g)
+#define SCORES(heads) tile_scores(kept, vectors, aligned, heads, g == 0, p, query + g * padded, tile, kv_head, scores + g)
 
-INLINE void all_scores(int dtype, int vectors, int aligned, int step, const PagedDecode *p, const Tile *tile, int64_t kv_head,
+INLINE void all_scores(int kept, int vectors, int aligned, int step, const PagedDecode *p, const Tile *tile, int64_t kv_head,
                        int64_t group, const float *query, float (*scores)[TILE]) {
     int64_t padded = (int64_t)vectors * LANES, g = 0;
     for (; g + step <= group; g += step) SCORES(step);
@@ -135,9 +135,9 @@ INLINE void all_scores(int dtype, int vectors, int aligned, int step, const Page
 }
 
 #define VALUES(heads) \
-    tile_values(dtype, vectors, aligned, heads, g == 0, p, tile, kv_head, weights + g, scales + g, values + g * padded)
+    tile_values(kept, vectors, aligned, heads, g == 0, p, tile, kv_head, weights + g, scales + g, values + g * padded)
 
-INLINE void all_values(int dtype, int vectors, int aligned, int step, const PagedDecode *p, const Tile *tile, int64_t kv_head,
+INLINE void all_values(int kept, int vectors, int aligned, int step, const PagedDecode *p, const Tile *tile, int64_t kv_head,
                        int64_t group, const float (*weights)[TILE], const float *scales, float *values) {
     int64_t padded = (int64_t)vectors * LANES, g = 0;
     for (; g + step <= group; g += step) VALUES(step);
@@ -174,12 +174,23 @@ INLINE float tile_weights(const PagedDecode *p, const Tile *tile, int64_t head, 
     return new_largest;
 }
 
+/* Multiplies scores or weights of a KV head's group by the scales of one of a token's heads, where it has them. */
+INLINE void multiply_by_scales(int kept, const PagedDecode *p, const Tile *tile, int64_t head, int64_t group,
+                               float (*scores)[TILE]) {
+    if (!is_quantized(kept)) return;
+    int64_t to_scale = scale_offset(kept, p->num_kv_heads, p->head_size, head);
+    float scales[TILE];
+    for (int64_t t = 0; t < tile->count; t++) scales[t] = load_scale(head_at(kept, p, p->head_size, tile->slots[t], 0) + to_scale);
+    for (int64_t g = 0; g < group; g++)
+        for (int64_t t = 0; t < tile->count; t++) scores[g][t] *= scales[t];
+}
+
 /* One task: `values` [H, padded], `totals` and `largest` [H] are its result. `next`: this thread's next task, or
    null. `is_first`: nobody has asked for its first tokens yet. */
-INLINE void run_task(int dtype, int vectors, int aligned, int step, const PagedDecode *p, const int32_t *task,
+INLINE void run_task(int dtype, int kept, int vectors, int aligned, int step, const PagedDecode *p, const int32_t *task,
                      const int32_t *next, int is_first, float *query, float *values, float *totals,
                      float *largest) {
-    int64_t row = task[0], size = p->head_size, width = 2 * p->num_kv_heads * size;
+    int64_t row = task[0], size = p->head_size, bytes = token_pitch(kept, p->num_kv_heads, size);
     int64_t padded = (int64_t)vectors * LANES, group = p->num_heads / p->num_kv_heads;
     for (int64_t head = 0; head < p->num_heads; head++) {
         const void *from = element(dtype, p->query, row * p->row_stride + head * size);
@@ -192,7 +203,7 @@ INLINE void run_task(int dtype, int vectors, int aligned, int step, const PagedD
     Cursor cursor = cursor_at(p, task, 0), ahead = cursor_at(p, task, TILE);
     if (is_first)
         for (Cursor early = cursor; early.left > 0 && early.left > cursor.left - TILE;)
-            prefetch(element(dtype, p->cache, next_slot(&early) * width), width * element_size(dtype));
+            prefetch(head_at(kept, p, size, next_slot(&early), 0), bytes);
     if (ahead.left <= 0 && next) {
         ahead = cursor_at(p, next, -ahead.left);
         next = 0;
@@ -212,11 +223,13 @@ INLINE void run_task(int dtype, int vectors, int aligned, int step, const PagedD
         }
         for (int64_t kv_head = 0; kv_head < p->num_kv_heads; kv_head++) {
             int64_t head = kv_head * group;
-            all_scores(dtype, vectors, aligned, step, p, &tile, kv_head, group, query + head * padded, scores);
+            all_scores(kept, vectors, aligned, step, p, &tile, kv_head, group, query + head * padded, scores);
+            multiply_by_scales(kept, p, &tile, kv_head, group, scores);
             for (int64_t g = 0; g < group; g++)
                 largest[head + g] = tile_weights(p, &tile, head + g, scores[g], largest[head + g],
                                                  &totals[head + g], &scales[g]);
-            all_values(dtype, vectors, aligned, step, p, &tile, kv_head, group, (const float(*)[TILE])scores, scales,
+            multiply_by_scales(kept, p, &tile, p->num_kv_heads + kv_head, group, scores);
+            all_values(kept, vectors, aligned, step, p, &tile, kv_head, group, (const float(*)[TILE])scores, scales,
                        values + head * padded);
         }
     }
@@ -264,16 +277,17 @@ INLINE void merge(int dtype, const PagedDecode *p, const int32_t *merged) {
     }
 }
 
-#define RUN(dtype, vectors, aligned, step) \
-    run_task(dtype, vectors, aligned, step, p, task, next, is_first, query, values, totals, largest)
+#define RUN(vectors, aligned, step) \
+    run_task(dtype, kept, vectors, aligned, step, p, task, next, is_first, query, values, totals, largest)
 
-INLINE void dispatch(int dtype, const PagedDecode *p, const int32_t *task, const int32_t *next, int is_first,
+INLINE void dispatch(int dtype, int kept, const PagedDecode *p, const int32_t *task, const int32_t *next, int is_first,
                      int vectors, float *query, float *values, float *totals, float *largest) {
-    if (p->head_size % LANES) RUN(dtype, vectors, 0, 1);
-    else if (vectors == 4) RUN(dtype, 4, 1, 4);
-    else if (vectors == 8) RUN(dtype, 8, 1, 2);
-    else if (vectors == 16) RUN(dtype, 16, 1, 1);
-    else RUN(dtype, vectors, 1, 1);
+    if (p->head_size % LANES) RUN(vectors, 0, 1);
+    else if (vectors == 4) RUN(4, 1, 4);
+    else if (vectors == 8) RUN(8, 1, 2);
+    else if (is_quantized(kept)) RUN(vectors, 0, 1); /* other sizes are rare: each variant takes seconds to compile */
+    else if (vectors == 16) RUN(16, 1, 1);
+    else RUN(vectors, 1, 1);
     finish_task(dtype, p, task, (int64_t)vectors * LANES, values, totals, largest);
 }
 
@@ -285,9 +299,12 @@ static void decode(const PagedDecode *p) {
     int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
     for (int64_t i = me; i < p->num_tasks; i += all) {
         const int32_t *task = p->tasks + 4 * i, *next = i + all < p->num_tasks ? task + 4 * all : 0;
-        if (p->dtype == DTYPE_BFLOAT16)
-            dispatch(DTYPE_BFLOAT16, p, task, next, i == me, vectors, query, values, totals, largest);
-        else dispatch(DTYPE_FLOAT32, p, task, next, i == me, vectors, query, values, totals, largest);
+        if (p->kept == DTYPE_INT8) dispatch(p->dtype, DTYPE_INT8, p, task, next, i == me, vectors, query, values, totals, largest);
+        else if (p->kept == DTYPE_E4M3)
+            dispatch(p->dtype, DTYPE_E4M3, p, task, next, i == me, vectors, query, values, totals, largest);
+        else if (p->dtype == DTYPE_BFLOAT16)
+            dispatch(DTYPE_BFLOAT16, DTYPE_BFLOAT16, p, task, next, i == me, vectors, query, values, totals, largest);
+        else dispatch(DTYPE_FLOAT32, DTYPE_FLOAT32, p, task, next, i == me, vectors, query, values, totals, largest);
     }
     if (!p->num_merges) return;
 #pragma omp barrier
@@ -300,38 +317,15 @@ static void decode(const PagedDecode *p) {
 
 static int paged_attention(const PagedAttention *a) {
     const PagedStep *step = a->step;
-    int has_more = a->dtype == DTYPE_BFLOAT16 && step->num_pieces + step->num_shared;
-    if (has_more && paged_prefill(a)) return 1;
+    if (step->num_pieces + step->num_shared && paged_prefill_any(a)) return 1;
     decode(&(PagedDecode){
         .query = a->query, .cache = a->cache, .block_tables = step->block_tables, .seq_lens = step->seq_lens,
         .tasks = step->tasks, .merges = step->merges, .slopes = a->slopes, .partials = step->partials,
         .output = a->output, .row_stride = a->row_stride, .table_stride = step->table_stride,
         .num_tasks = step->num_tasks, .num_merges = step->num_merges, .num_heads = a->num_heads,
         .num_kv_heads = a->num_kv_heads, .head_size = a->head_size, .block_size = step->block_size,
-        .window = a->window, .scale = a->scale, .logit_cap = a->logit_cap, .dtype = a->dtype});
+        .window = a->window, .scale = a->scale, .logit_cap = a->logit_cap, .dtype = a->dtype, .kept = a->kept});
     return 0;
 }
 
 QUIRE_KERNEL(paged_attention, PagedAttention, paged_attention, p->step->num_tasks <= 1 && !p->step->num_pieces)
-
-typedef struct {
-    const void *key, *value; /* [rows, K, D], strides in elements from token to token */
-    void *cache;
-    const int64_t *slots; /* [rows] */
-    int64_t rows, key_stride, value_stride, width;
-    int32_t dtype, threads;
-} WriteKv;
-
-/* Writes keys and values to their slots. */
-static int write_kv(const WriteKv *p) {
-    int64_t bytes = element_size(p->dtype), size = p->width * bytes, token, last;
-    team_share(p->rows, &token, &last);
-    for (; token < last; token++) {
-        char *to = (char *)p->cache + p->slots[token] * 2 * size;
-        memcpy(to, (const char *)p->key + token * p->key_stride * bytes, size);
-        memcpy(to + size, (const char *)p->value + token * p->value_stride * bytes, size);
-    }
-    return 0;
-}
-
-QUIRE_KERNEL(write_kv, WriteKv, write_kv, p->rows *p->width * element_size(p->dtype) < 1 << 18)

@@ -1,4 +1,4 @@
-"""The native attention backend: decode rows by one C kernel, longer rows of bfloat16 by another, else by torch."""
+"""The native attention backend: decode rows by one C kernel, longer rows by others."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor
 from quire.api.batch import ForwardBatch
 from quire.api.errors import ShapeError
 from quire.api.protocols import AttentionParams
-from quire.ops.attention_groups import RowGroup, group_rows
 from quire.ops.paged_attention import TorchPagedAttention
+from quire_kernels.kv_write.native import kept_code, write_tokens
 from quire_kernels.native.bfloat16 import DOT_PRODUCTS, MATRIX_TILES, instructions
 from quire_kernels.native.kernel import Kernel, SharedArguments
 from quire_kernels.native.tensors import C_FLOAT, C_INT32, C_LONG, C_POINTER, dtype_code
 from quire_kernels.paged_attention.tasks import Int32Array, cut_contexts, cut_queries, find_shared
+from quire_kernels.rotary.native import rotary
 
 MAX_HEAD_SIZE = 512
 
@@ -39,22 +40,11 @@ class _PagedAttention(ctypes.Structure):
         *((name, C_POINTER) for name in ("step", "query", "cache", "slopes", "output")),
         *((name, C_LONG) for name in ("row_stride", "num_heads", "num_kv_heads", "head_size", "window")),
         *((name, C_FLOAT) for name in ("scale", "logit_cap")),
-        *((name, C_INT32) for name in ("dtype", "with_amx", "threads")),
-    ]
-
-
-class _WriteKv(ctypes.Structure):
-    """`WriteKv` of native.c."""
-
-    _fields_ = [
-        *((name, C_POINTER) for name in ("key", "value", "cache", "slots")),
-        *((name, C_LONG) for name in ("rows", "key_stride", "value_stride", "width")),
-        *((name, C_INT32) for name in ("dtype", "threads")),
+        *((name, C_INT32) for name in ("dtype", "kept", "with_amx", "threads")),
     ]
 
 
 _paged_attention = Kernel("paged_attention", _PagedAttention)
-_write_kv = Kernel("write_kv", _WriteKv)
 
 
 @dataclass(slots=True)
@@ -66,14 +56,12 @@ class NativeStep(SharedArguments):
         arrays: that they point to.
         num_partials: partial results of decode rows that one layer leaves.
         partials: room for them.
-        groups: the longer rows for torch, made by the first layer that needs them.
     """
 
     arguments: _PagedStep
     arrays: tuple[Int32Array, ...]
     num_partials: int
     partials: Tensor | None = None
-    groups: list[RowGroup] | None = None
 
 
 class NativePagedAttention(TorchPagedAttention):
@@ -81,16 +69,17 @@ class NativePagedAttention(TorchPagedAttention):
 
     The cache's layout is TorchPagedAttention's. A long context is cut into pieces that threads share, so one
     request uses them all. Rows of several tokens in bfloat16 are attended in tiles, by AMX or VDPBF16PS, see
-    prefill.c; in float32, or where the CPU has neither, in torch's way.
+    prefill.c; in float32, or where the CPU has neither, by products of float32, see prefill_generic.c.
 
     Args:
-        limit: the instructions to use at most: 0, DOT_PRODUCTS or MATRIX_TILES.
+        limit: the instructions to use at most, where the CPU has any for bfloat16: DOT_PRODUCTS or MATRIX_TILES.
     """
 
     name = "native-paged"
 
     def __init__(self, limit: int = MATRIX_TILES) -> None:
         super().__init__()
+        self.rotary_op = rotary
         self._partials = torch.empty(0)
         self._widest = 0
         self._is_plain = True
@@ -124,7 +113,7 @@ class NativePagedAttention(TorchPagedAttention):
             num_merges=len(merges),
         )
         arrays = [tasks, merges]
-        if len(pieces) and self._instructions >= DOT_PRODUCTS:
+        if len(pieces):
             arguments.pieces = pieces.ctypes.data
             arguments.num_pieces = len(pieces)
             arguments.most_tokens = int(pieces[:, 2].max())
@@ -148,12 +137,35 @@ class NativePagedAttention(TorchPagedAttention):
         params: AttentionParams,
         batch: ForwardBatch,
     ) -> Tensor:
-        """See AttentionBackend.
+        """See AttentionBackend; raises as `rotate_and_forward`."""
+        return self._run((query, key, value), None, False, kv_cache, params, batch)
+
+    def rotate_and_forward(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        rows: tuple[Tensor, Tensor],
+        interleaved: bool,
+        kv_cache: Tensor,
+        params: AttentionParams,
+        batch: ForwardBatch,
+    ) -> Tensor:
+        """See RotatingAttentionBackend.
 
         Raises:
             ShapeError: `batch.attention` was not prepared by this backend, or the heads are too large.
         """
-        step = batch.attention
+        return self._run(inputs, rows, interleaved, kv_cache, params, batch)
+
+    def _run(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        rows: tuple[Tensor, Tensor] | None,
+        interleaved: bool,
+        kv_cache: Tensor,
+        params: AttentionParams,
+        batch: ForwardBatch,
+    ) -> Tensor:
+        step, query = batch.attention, inputs[0]
         if not isinstance(step, NativeStep):
             raise ShapeError(f"batch.attention is {type(step).__name__}: set it to prepare(batch) first")
         if params.head_size > MAX_HEAD_SIZE:
@@ -161,22 +173,8 @@ class NativePagedAttention(TorchPagedAttention):
                 f"head_size={params.head_size} is more than {MAX_HEAD_SIZE}: use the attention backend torch-paged"
             )
         num_tokens, num_heads, head_size = query.shape
-        code, width = dtype_code(query.dtype), params.num_kv_heads * head_size
         threads = torch.get_num_threads()
-        _write_kv(
-            _WriteKv(
-                key.data_ptr(),
-                value.data_ptr(),
-                kv_cache.data_ptr(),
-                batch.slot_mapping.data_ptr(),
-                num_tokens,
-                key.stride(0),
-                value.stride(0),
-                width,
-                code,
-                threads,
-            )
-        )
+        write_tokens(inputs, rows, interleaved, kv_cache, batch.slot_mapping, params)
         output = torch.empty((num_tokens, num_heads, head_size), dtype=query.dtype)
         self._widest = max(self._widest, _partial_size(params))
         self._reserve(step, self._widest)
@@ -194,19 +192,14 @@ class NativePagedAttention(TorchPagedAttention):
                 params.window or 0,
                 params.scale,
                 params.logit_cap or 0.0,
-                code,
+                dtype_code(query.dtype),
+                kept_code(params, query.dtype),
                 self._instructions == MATRIX_TILES,
                 threads,
             )
         )
-        is_native = query.dtype == torch.bfloat16 and self._instructions >= DOT_PRODUCTS
-        self._can_share = self._is_plain and is_native
-        if not is_native and num_tokens > batch.num_decode_rows:
-            if step.groups is None:
-                step.groups = group_rows(batch, with_decodes=False).groups
-            cache = kv_cache.view(-1, 2 * width)
-            for group in step.groups:
-                self.attend_group(group, (query, key, value), cache, params, output)
+        has_dots = query.dtype == torch.bfloat16 and self._instructions >= DOT_PRODUCTS
+        self._can_share = self._is_plain and has_dots
         return output.view(num_tokens, num_heads * head_size)
 
     def _reserve(self, step: NativeStep, size: int) -> None:

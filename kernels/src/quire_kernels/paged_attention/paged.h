@@ -21,16 +21,19 @@ typedef struct {
 typedef struct {
     const PagedStep *step;
     const void *query;   /* [tokens, H, D], row_stride elements from token to token */
-    const void *cache;   /* [slots, 2 * K, D]: per token the K key heads, then the K value heads */
+    const void *cache;   /* see kv_cache.h */
     const float *slopes; /* [H] or null */
     void *output;        /* [tokens, H, D] */
     int64_t row_stride, num_heads, num_kv_heads, head_size, window; /* window 0: none */
     float scale, logit_cap;                                         /* cap 0: none */
-    int32_t dtype, with_amx, threads;
+    int32_t dtype, kept, with_amx, threads; /* kept: the dtype of the cache's elements */
 } PagedAttention;
 
-/* The rows of several tokens, and what rows of one token share; called by every thread of a team. 0, or 1 where memory
-   is short. */
+/* The rows of several tokens, and what rows of one token share, in bfloat16 on CPUs that multiply it; called by every
+   thread of a team. 0, or 1 where memory is short. */
 int paged_prefill(const PagedAttention *a);
+
+/* The same for both dtypes and all CPUs: by paged_prefill where it serves, else in float32; then nothing may be shared. */
+int paged_prefill_any(const PagedAttention *a);
 
 #endif

@@ -15,6 +15,7 @@
 #include <math.h>
 
 #include "amx.h"
+#include "kv_cache.h"
 #include "paged.h"
 #include "team.h"
 #include "vector.h"
@@ -28,7 +29,7 @@ typedef struct {
     int64_t row_stride, table_stride;
     int64_t num_heads, num_kv_heads, head_size, block_size, window;
     float scale, logit_cap;
-    int32_t with_amx;
+    int32_t with_amx, kept;
 } PagedPrefill;
 
 #ifdef __AVX512BF16__
@@ -47,7 +48,8 @@ static void attend_shared(const PagedPrefill *p, const PagedStep *step, int64_t 
     for (int64_t chunk = shared[2]; chunk < shared[3]; chunk += KEYS) {
         int64_t count = shared[3] - chunk < KEYS ? shared[3] - chunk : KEYS;
         pack_chunk(p, s, chunk, count);
-        for (int64_t block = 0; block < blocks; block++) add_tiles(p, s, block, chunk, count / 32, 1);
+        for (int64_t block = 0; block < blocks; block++) add_tiles(p, s, block, chunk, count / 32, count / 32, 1);
+        add_parts(p, s);
     }
     for (int64_t block = 0; block < blocks; block++) end_shared_block(p, s, block, step->partials);
     s->users = 0;
@@ -63,6 +65,7 @@ static void attend(const PagedPrefill *p, const int32_t *task, int64_t kv_head, 
     for (int64_t chunk = first / KEYS * KEYS; chunk <= last; chunk += KEYS) {
         pack_chunk(p, s, chunk, last + 1 - chunk < KEYS ? last + 1 - chunk : KEYS);
         for (int64_t block = 0; block < blocks; block++) add_chunk(p, s, block, chunk);
+        add_parts(p, s);
     }
     for (int64_t block = 0; block < blocks; block++) end_block(p, s, block);
 }
@@ -73,7 +76,7 @@ int paged_prefill(const PagedAttention *a) {
                       .slopes = a->slopes, .output = a->output, .row_stride = a->row_stride,
                       .table_stride = step->table_stride, .num_heads = a->num_heads, .num_kv_heads = a->num_kv_heads,
                       .head_size = a->head_size, .block_size = step->block_size, .window = a->window,
-                      .scale = a->scale, .logit_cap = a->logit_cap, .with_amx = a->with_amx};
+                      .scale = a->scale, .logit_cap = a->logit_cap, .with_amx = a->with_amx, .kept = a->kept};
     int64_t blocks = (step->most_tokens * (p.num_heads / p.num_kv_heads) + COLUMNS - 1) / COLUMNS;
     int64_t bytes = scratch_bytes(&p, blocks), units = step->num_pieces * p.num_kv_heads;
     char *memory = team_memory(omp_get_num_threads() * bytes);

@@ -12,9 +12,11 @@ from quire.api.batch import ForwardBatch
 from quire.api.errors import ShapeError
 from quire.api.protocols import AttentionParams
 from quire.ops.paged_attention import TorchPagedAttention
-from quire_kernels.paged_attention.triton_kernels import attend, merge_partials, write_kv
-from quire_kernels.paged_attention.triton_plans import HeadShape, Plan, make_plan, power_of_two
+from quire_kernels.kv_write.triton import CacheLayout, write_tokens
+from quire_kernels.paged_attention.triton_kernels import attend, merge_partials
+from quire_kernels.paged_attention.triton_plans import HeadShape, Plan, make_plan
 from quire_kernels.paged_attention.triton_schedule import ITEM, MERGE, schedule_items
+from quire_kernels.rotary.triton import rotary
 from quire_kernels.triton.launch import device_traits, on_device_of
 
 MAX_HEAD_SIZE = 256
@@ -67,6 +69,7 @@ class TritonPagedAttention(TorchPagedAttention):
 
     def __init__(self) -> None:
         super().__init__()
+        self.rotary_op = rotary
         self._slopes: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
     def prepare(self, batch: ForwardBatch) -> TritonStep:  # type: ignore[override]  # each backend reads its own
@@ -82,12 +85,35 @@ class TritonPagedAttention(TorchPagedAttention):
         params: AttentionParams,
         batch: ForwardBatch,
     ) -> Tensor:
-        """See AttentionBackend.
+        """See AttentionBackend; raises as `rotate_and_forward`."""
+        return self._run((query, key, value), None, False, kv_cache, params, batch)
+
+    def rotate_and_forward(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        rows: tuple[Tensor, Tensor],
+        interleaved: bool,
+        kv_cache: Tensor,
+        params: AttentionParams,
+        batch: ForwardBatch,
+    ) -> Tensor:
+        """See RotatingAttentionBackend; query and key stay as they are.
 
         Raises:
             ShapeError: `batch.attention` was not prepared by this backend, or the heads are too large.
         """
-        step = batch.attention
+        return self._run(inputs, rows, interleaved, kv_cache, params, batch)
+
+    def _run(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        rows: tuple[Tensor, Tensor] | None,
+        interleaved: bool,
+        kv_cache: Tensor,
+        params: AttentionParams,
+        batch: ForwardBatch,
+    ) -> Tensor:
+        step, query = batch.attention, inputs[0]
         if not isinstance(step, TritonStep):
             raise ShapeError(f"batch.attention is {type(step).__name__}: set it to prepare(batch) first")
         if params.head_size > MAX_HEAD_SIZE:
@@ -95,12 +121,12 @@ class TritonPagedAttention(TorchPagedAttention):
                 f"head_size={params.head_size} is more than {MAX_HEAD_SIZE}: use the attention backend torch-paged"
             )
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        layer = Layer(query, kv_cache, params, self._slopes_of(params, query.device), out)
         with on_device_of(query):
-            _write(key, value, kv_cache, batch.slot_mapping)
-            for rows in step.ranges:
-                plan = layer.plan(rows)
-                attend_rows(layer, rows, plan, step.schedule(rows, plan, params.window, batch), batch)
+            query = write_tokens(inputs, rows, interleaved, kv_cache, batch.slot_mapping, params)
+            layer = Layer(query, kv_cache, params, self._slopes_of(params, query.device), out)
+            for part in step.ranges:
+                plan = layer.plan(part)
+                attend_rows(layer, part, plan, step.schedule(part, plan, params.window, batch), batch)
         return out.view(query.shape[0], -1)
 
     def _slopes_of(self, params: AttentionParams, device: torch.device) -> Tensor | None:
@@ -127,8 +153,10 @@ class Layer:
     def shape(self) -> HeadShape:
         """Of its heads."""
         params = self.params
-        group = params.num_heads // params.num_kv_heads
-        return HeadShape(params.num_kv_heads, group, params.head_size, self.kv_cache.element_size())
+        group, is_quantized = params.num_heads // params.num_kv_heads, params.kv_cache_dtype != "auto"
+        return HeadShape(
+            params.num_kv_heads, group, params.head_size, self.query.element_size(), is_quantized
+        )
 
     def plan(self, rows: RowRange) -> Plan:
         """Of a range of rows."""
@@ -164,12 +192,14 @@ def make_schedule(rows: RowRange, plan: Plan, window: int | None, batch: Forward
 def attend_rows(layer: Layer, rows: RowRange, plan: Plan, schedule: Schedule, batch: ForwardBatch) -> None:
     """Attention of a range of rows over a cache that holds their keys and values, to `layer.out`."""
     params, query, shape = layer.params, layer.query, layer.shape
+    layout = CacheLayout.of(params)
     slots = (2 * plan.target_items, plan.block_tokens, params.num_heads)
     partial_sums = torch.empty((*slots, params.head_size), dtype=torch.float32, device=query.device)
     partial_stats = torch.empty((*slots, 2), dtype=torch.float32, device=query.device)
     attend[(len(schedule.items) * params.num_kv_heads,)](
         query,
         layer.kv_cache,
+        layout.scales(layer.kv_cache),
         batch.block_tables,
         schedule.items,
         layer.slopes,
@@ -190,6 +220,9 @@ def attend_rows(layer: Layer, rows: RowRange, plan: Plan, schedule: Schedule, ba
         BLOCK_TOKENS=plan.block_tokens,
         BLOCK_ROWS=plan.block_rows,
         TILE=plan.tile,
+        PITCH=layout.pitch,
+        TOKEN=layout.token,
+        KIND=layout.kind,
         num_warps=plan.num_warps,
         num_stages=plan.num_stages,
     )
@@ -215,22 +248,3 @@ def _ranges(batch: ForwardBatch) -> Iterator[RowRange]:
     if batch.num_requests > num_decodes:
         num_rows, num_tokens = batch.num_requests - num_decodes, batch.num_tokens - num_decodes
         yield RowRange(num_decodes, num_rows, num_tokens, is_decode=False)
-
-
-def _write(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
-    num_tokens, num_kv_heads, head_size = key.shape
-    width = num_kv_heads * head_size
-    block = min(1024, power_of_two(width))
-    write_kv[(num_tokens, -(-width // block))](
-        key,
-        value,
-        kv_cache,
-        slot_mapping,
-        key.stride(0),
-        key.stride(1),
-        value.stride(0),
-        value.stride(1),
-        NUM_KV_HEADS=num_kv_heads,
-        HEAD_SIZE=head_size,
-        BLOCK=block,
-    )

@@ -1,4 +1,4 @@
-"""Triton kernels of paged attention: writing KV, attending by the items of a schedule, merging their results.
+"""Triton kernels of paged attention: attending by the items of a schedule, and merging their results.
 
 Scores are in bits: scales, slopes and caps come multiplied by log2(e), and weights are powers of 2.
 """
@@ -8,37 +8,8 @@ Scores are in bits: scales, slopes and caps come multiplied by log2(e), and weig
 import triton
 import triton.language as tl
 
+from quire_kernels.kv_write.triton_kernel import NONE, scale_factor, widened
 from quire_kernels.paged_attention.triton_schedule import ITEM, MERGE
-
-
-@triton.jit
-def write_kv(
-    key,
-    value,
-    kv_cache,
-    slot_mapping,
-    key_stride,
-    key_head_stride,
-    value_stride,
-    value_head_stride,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Write one token's keys and values, [T, K, D] by two strides, to its slot; a slot of -1 is skipped."""
-    WIDTH: tl.constexpr = NUM_KV_HEADS * HEAD_SIZE
-    token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slot_mapping + token).to(tl.int64)
-    if slot < 0:
-        return
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < WIDTH
-    head, lane = column // HEAD_SIZE, column % HEAD_SIZE
-    target = kv_cache + slot * (2 * WIDTH) + column
-    source = key + token * key_stride + head * key_head_stride + lane
-    tl.store(target, tl.load(source, mask=inside), mask=inside)
-    source = value + token * value_stride + head * value_head_stride + lane
-    tl.store(target + WIDTH, tl.load(source, mask=inside), mask=inside)
 
 
 @triton.jit
@@ -60,6 +31,19 @@ def _look_up(block_table, key_position, oldest, end, BLOCK_SIZE: tl.constexpr):
 
 
 @triton.jit
+def _load_scales(scales, is_known, KIND: tl.constexpr):
+    """Of elements as `widened` gives them, a tile's; 0 for others' slots."""
+    return tl.load(scales, mask=is_known, other=0.0) * scale_factor(KIND)
+
+
+@triton.jit
+def _store_stats(stats, highest, total, is_row):
+    """Of a partial result's rows: the highest score, and the sum of weights."""
+    tl.store(stats, highest, mask=is_row)
+    tl.store(stats + 1, total, mask=is_row)
+
+
+@triton.jit
 def _masked_scores(scores, query_position, key_position, slope, window, logit_cap):
     """Scores [rows, tile] as the softmax takes them: capped, biased, and -inf where a query does not see."""
     if logit_cap is not None:  # cap * tanh(score / cap); the factor is 2 * log2(e)
@@ -74,9 +58,10 @@ def _masked_scores(scores, query_position, key_position, slope, window, logit_ca
 
 
 @triton.jit(do_not_specialize=["window"])
-def attend(
+def attend(  # noqa: PLR0915  # a kernel: its parts share too many values to be functions
     query,
     kv_cache,
+    kv_scales,
     block_tables,
     items,
     slopes,
@@ -97,15 +82,20 @@ def attend(
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     TILE: tl.constexpr,
+    PITCH: tl.constexpr,
+    TOKEN: tl.constexpr,
+    KIND: tl.constexpr,
 ):
     """One item of one KV head: online softmax over tiles of a context that is read where it lies.
 
-    query is [T, H, D] by two strides, out [T, H, D], kv_cache [blocks, BLOCK_SIZE, 2 * K, D]. Partial results
+    query is [T, H, D] by two strides, out [T, H, D], kv_cache [blocks, BLOCK_SIZE, TOKEN]: keys, values and,
+    by kv_scales, scales, see `write_kv`. Keys' scales multiply scores, those of values weights. Partial results
     are [slots, BLOCK_TOKENS, H, D], not yet divided, and of each the highest score and the sum of weights.
     slopes [H], window and logit_cap may be None. HEAD_LANES is HEAD_SIZE as a power of 2.
     """
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
-    WIDTH: tl.constexpr = NUM_KV_HEADS * HEAD_SIZE
+    ZERO: tl.constexpr = 0.0 if KIND == NONE else 0
+    WIDTH: tl.constexpr = NUM_KV_HEADS * PITCH
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # the last items of a prompt are its longest
     kv_head = program % NUM_KV_HEADS
     item = items + program // NUM_KV_HEADS * ITEM
@@ -125,7 +115,9 @@ def attend(
     rows = tl.load(query + source[:, None] + dim[None, :], mask=mask, other=0.0)
     slope = None if slopes is None else tl.load(slopes + head, mask=is_row, other=0.0)
     oldest = 0 if window is None else tl.maximum(position - window + 1, 0)
-    kv_cache += kv_head * HEAD_SIZE
+    kv_cache += kv_head * PITCH
+    if KIND != NONE:
+        kv_scales += 2 * NUM_KV_HEADS * (PITCH // 4) + kv_head
     block_tables += row * table_stride
 
     highest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
@@ -134,16 +126,22 @@ def attend(
     key_position = first_tile * TILE + tl.arange(0, TILE)
     is_known, block = _look_up(block_tables, key_position, oldest, position + num_tokens, BLOCK_SIZE)
     for _ in range(first_tile, end_tile):
-        start = (block.to(tl.int64) * BLOCK_SIZE + key_position % BLOCK_SIZE) * (2 * WIDTH)
+        key_slot = block.to(tl.int64) * BLOCK_SIZE + key_position % BLOCK_SIZE
+        start = key_slot * TOKEN
         keys = tl.load(
-            kv_cache + start[None, :] + dim[:, None], mask=is_known[None, :] & is_dim[:, None], other=0.0
+            kv_cache + start[None, :] + dim[:, None], mask=is_known[None, :] & is_dim[:, None], other=ZERO
         )
         values = tl.load(
             kv_cache + WIDTH + start[:, None] + dim[None, :],
             mask=is_known[:, None] & is_dim[None, :],
-            other=0.0,
+            other=ZERO,
         )
-        scores = tl.dot(rows, keys, input_precision="ieee") * scale
+        if KIND == NONE:
+            scores = tl.dot(rows, keys, input_precision="ieee") * scale
+        else:
+            scales = kv_scales + key_slot * (TOKEN // 4)
+            scores = tl.dot(rows, widened(keys, rows.dtype, KIND), input_precision="ieee") * scale
+            scores *= _load_scales(scales, is_known, KIND)[None, :]
         scores = _masked_scores(scores, position + index, key_position, slope, window, logit_cap)
         previous = highest
         highest = tl.maximum(highest, tl.max(scores, 1))
@@ -151,6 +149,9 @@ def attend(
         weights = tl.exp2(scores - shift[:, None])
         decay = tl.exp2(previous - shift)
         total = total * decay + tl.sum(weights, 1)
+        if KIND != NONE:
+            weights *= _load_scales(scales + NUM_KV_HEADS, is_known, KIND)[None, :]
+            values = widened(values, rows.dtype, KIND)  # not before: it takes many registers
         sums = tl.dot(weights.to(values.dtype), values, sums * decay[:, None], input_precision="ieee")
         key_position += TILE  # the next tile's blocks: read ahead, else its loads wait for them
         is_known, block = _look_up(block_tables, key_position, oldest, position + num_tokens, BLOCK_SIZE)
@@ -162,8 +163,7 @@ def attend(
     else:
         target = (slot * BLOCK_TOKENS + index) * NUM_HEADS + head
         tl.store(partial_sums + target[:, None] * HEAD_SIZE + dim[None, :], sums, mask=mask)
-        tl.store(partial_stats + target * 2, highest, mask=is_row)
-        tl.store(partial_stats + target * 2 + 1, total, mask=is_row)
+        _store_stats(partial_stats + target * 2, highest, total, is_row)
 
 
 @triton.jit

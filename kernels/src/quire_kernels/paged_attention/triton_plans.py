@@ -19,12 +19,19 @@ _PROMPT_PROGRAMS = 2
 
 @dataclass(slots=True, frozen=True)
 class HeadShape:
-    """The heads of a layer: how many query heads share a KV head, and bytes of one value of the cache."""
+    """The heads of a layer.
+
+    Attributes:
+        group: query heads that share a KV head.
+        itemsize: bytes of one value of a query.
+        is_quantized: whether the cache's elements are widened in registers.
+    """
 
     num_kv_heads: int
     group: int
     head_size: int
     itemsize: int
+    is_quantized: bool = False
 
     @property
     def lanes(self) -> int:
@@ -63,7 +70,8 @@ def make_plan(shape: HeadShape, device: Device, *, is_decode: bool) -> Plan:
     """The plan for rows of one token, or of any number."""
     group_rows, is_float32 = power_of_two(shape.group), shape.itemsize == 4
     block_rows = max(group_rows, 16 if is_decode else _prompt_rows(shape))
-    tile = min(64, max(16, _TILE_BYTES // (shape.lanes * shape.itemsize)))
+    tile_bytes = _TILE_BYTES // 2 if shape.is_quantized else _TILE_BYTES
+    tile = min(64, max(16, tile_bytes // (shape.lanes * shape.itemsize)))
     programs = device.processors * (_DECODE_PROGRAMS if is_decode else _PROMPT_PROGRAMS)
     return Plan(
         is_decode,

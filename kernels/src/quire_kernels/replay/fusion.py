@@ -5,8 +5,7 @@ Nothing is rounded otherwise than by the calls alone, so results stay the same b
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quire_kernels.linear.native import Arguments as Linear
@@ -36,6 +35,8 @@ def fuse(
 ) -> Fused:
     """Let linear layers do the activation or the sum that is made of their outputs and of nothing else.
 
+    A sum that is normed in the same pass is done by the layer too; the norm is then a call of its own.
+
     Args:
         calls: recorded.
         buffers: of the calls.
@@ -45,15 +46,14 @@ def fuse(
     kept: list[RecordedCall] = []
     numbers: list[int] = []
     for number, call in enumerate(calls):
-        one = None
-        if kept and number not in marks:
-            one = _gated(kept[-1], call) or _summed(kept[-1], call)
-            if one is not None and not _is_private(kept[-1], buffers, result, number):
-                one = None
-        if one is None:
+        fused = None
+        is_next = bool(kept) and number not in marks and _is_plain(kept[-1])
+        if is_next and _is_private(kept[-1], buffers, result, number):
+            fused = _gated(kept[-1], call) or _added(kept[-1], call) or _normed(kept[-1], call)
+        if fused is None:
             kept.append(call)
         else:
-            kept[-1] = one
+            kept[-1:] = fused
         numbers.append(len(kept) - 1)
     used = [replace(buffer, first=-1, last=-1) for buffer in buffers]
     for number, call in enumerate(kept):
@@ -64,47 +64,83 @@ def fuse(
     return Fused(kept, used, [numbers[mark] for mark in marks])
 
 
-def _gated(first: RecordedCall, second: RecordedCall) -> RecordedCall | None:
+def _gated(layer: RecordedCall, call: RecordedCall) -> list[RecordedCall] | None:
     """`silu_and_mul` of a linear layer's outputs, in the layer."""
-    if first.kernel.name != "linear" or second.kernel.name != "silu_and_mul":
+    if call.kernel.name != "silu_and_mul":
         return None
-    layer, activation = first.arguments, second.arguments
-    is_whole = layer.outputs == 2 * activation.size and layer.outputs % _PANELS == 0
-    if not is_whole or layer.is_gated or layer.residual or not _reads(first, second, "x"):
+    outputs = layer.arguments.outputs
+    is_whole = outputs == 2 * call.arguments.size and outputs % _PANELS == 0
+    out = _pointer(call, "out")
+    if not is_whole or out is None or not _reads(layer, call, "x"):
         return None
-    arguments = Linear.from_buffer_copy(layer)
+    arguments = Linear.from_buffer_copy(layer.arguments)
     arguments.is_gated = 1
-    return _with_output(first, second, arguments, ())
+    return _with_output(replace(layer, arguments=arguments), call, out)
 
 
-def _summed(first: RecordedCall, second: RecordedCall) -> RecordedCall | None:
+def _added(layer: RecordedCall, call: RecordedCall) -> list[RecordedCall] | None:
     """A linear layer's outputs added to something, in the layer."""
-    if first.kernel.name != "linear" or second.kernel.name != "combine":
+    if call.kernel.name != "combine" or call.arguments.operation != ADD:
         return None
-    layer, total = first.arguments, second.arguments
-    if total.operation != ADD or layer.is_gated or layer.residual or total.size != layer.outputs:
+    return _with_sum(layer, call, {"a": "a_stride", "b": "b_stride"}, "out")
+
+
+def _normed(layer: RecordedCall, call: RecordedCall) -> list[RecordedCall] | None:
+    """A norm of a linear layer's outputs and something: the sum in the layer, then the norm of the sum."""
+    if call.kernel.name not in ("rms_norm", "layer_norm") or not call.arguments.residual:
         return None
-    if total.a_stride != total.size or total.b_stride != total.size:
+    fused = _with_sum(layer, call, {"x": "row_stride", "residual": "residual_stride"}, "sum")
+    total = _pointer(call, "sum")
+    if fused is None or total is None:
         return None
-    other = "b" if _reads(first, second, "a") else "a" if _reads(first, second, "b") else None
-    found = None if other is None else _pointer(second, other)
-    if found is None or found.buffer == _pointer(first, "out").buffer:  # type: ignore[union-attr]  # a layer has an output
+    kind = type(call.arguments)
+    arguments = kind.from_buffer_copy(call.arguments)
+    arguments.residual = arguments.sum = None
+    arguments.row_stride = arguments.size
+    pointers = [replace(total, field_offset=kind.x.offset)]
+    changed = {kind.x.offset, kind.residual.offset, kind.sum.offset}
+    pointers += [pointer for pointer in call.pointers if pointer.field_offset not in changed]
+    return [*fused, replace(call, arguments=arguments, pointers=tuple(pointers))]
+
+
+def _is_plain(layer: RecordedCall) -> bool:
+    """Whether a call is a linear layer that does nothing else yet."""
+    if layer.kernel.name != "linear" or layer.arguments.is_gated:
+        return False
+    return _pointer(layer, "residual") is None
+
+
+def _with_sum(
+    layer: RecordedCall, call: RecordedCall, addends: Mapping[str, str], total: str
+) -> list[RecordedCall] | None:
+    """The layer, adding what the call adds to its outputs.
+
+    Args:
+        layer: plain, and read by the call.
+        call: the next one.
+        addends: its two fields, and those of their strides.
+        total: the field of the sum.
+    """
+    if call.arguments.size != layer.arguments.outputs:
         return None
-    return _with_output(
-        first, second, Linear.from_buffer_copy(layer), (replace(found, field_offset=Linear.residual.offset),)
-    )
+    if any(getattr(call.arguments, stride) != call.arguments.size for stride in addends.values()):
+        return None
+    others = [field for field in addends if not _reads(layer, call, field)]
+    other = _pointer(call, others[0]) if len(others) == 1 else None
+    out = _pointer(call, total)
+    if other is None or out is None or other.buffer == _pointer(layer, "out").buffer:  # type: ignore[union-attr]  # it has one
+        return None
+    return _with_output(layer, call, out, replace(other, field_offset=Linear.residual.offset))
 
 
 def _with_output(
-    first: RecordedCall, second: RecordedCall, arguments: ctypes.Structure, more: tuple[Pointer, ...]
-) -> RecordedCall | None:
-    """The first call with the second one's output, where both are of the same rows."""
-    out = _pointer(second, "out")
-    if out is None or out.offset or first.rows_per_token != second.rows_per_token:
+    layer: RecordedCall, call: RecordedCall, out: Pointer, *more: Pointer
+) -> list[RecordedCall] | None:
+    """The layer with the call's output, where both are of the same rows."""
+    if out.offset or layer.rows_per_token != call.rows_per_token:
         return None
-    others = tuple(pointer for pointer in first.pointers if pointer.field_offset != Linear.out.offset)
-    pointers = (*others, *more, replace(out, field_offset=Linear.out.offset))
-    return replace(first, arguments=arguments, pointers=pointers)
+    kept = tuple(pointer for pointer in layer.pointers if pointer.field_offset != Linear.out.offset)
+    return [replace(layer, pointers=(*kept, *more, replace(out, field_offset=Linear.out.offset)))]
 
 
 def _reads(first: RecordedCall, second: RecordedCall, field: str) -> bool:

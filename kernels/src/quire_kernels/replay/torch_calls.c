@@ -1,28 +1,8 @@
-/* Kernels for what models ask of torch itself between the ops: rows of a table, copies of rows, sums and products of
-   rows, numbers as factors and bounds. */
+/* Kernels for what models ask of torch itself between the ops: copies of rows, sums and products of rows, numbers as
+   factors and bounds. */
 
 #include "team.h"
 #include "vector.h"
-
-typedef struct {
-    const void *table;    /* [..., row_bytes] */
-    const int64_t *index; /* [rows] */
-    void *out;            /* [rows, row_bytes] */
-    int64_t rows, row_bytes, table_rows;
-    int32_t threads;
-} Gather;
-
-static int gather(const Gather *p) {
-    int64_t row, last;
-    team_share(p->rows, &row, &last);
-    for (; row < last; row++) {
-        if (p->index[row] < 0 || p->index[row] >= p->table_rows) return OUT_OF_RANGE;
-        memcpy((char *)p->out + row * p->row_bytes, (const char *)p->table + p->index[row] * p->row_bytes, p->row_bytes);
-    }
-    return 0;
-}
-
-QUIRE_KERNEL(gather, Gather, gather, p->rows *p->row_bytes < 1 << 18)
 
 enum { ADD, MULTIPLY };
 

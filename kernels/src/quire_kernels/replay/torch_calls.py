@@ -11,18 +11,9 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
+from quire_kernels.embedding.native import Gather, gather
 from quire_kernels.native.kernel import Kernel
 from quire_kernels.native.tensors import C_FLOAT, C_INT32, C_LONG, C_POINTER, dtype_code
-
-
-class _Gather(ctypes.Structure):
-    """`Gather` of torch_calls.c."""
-
-    _fields_ = [
-        *((name, C_POINTER) for name in ("table", "index", "out")),
-        *((name, C_LONG) for name in ("rows", "row_bytes", "table_rows")),
-        ("threads", C_INT32),
-    ]
 
 
 class _Combine(ctypes.Structure):
@@ -56,7 +47,6 @@ class _Adjust(ctypes.Structure):
     ]
 
 
-_gather = Kernel("gather", _Gather)
 _combine = Kernel("combine", _Combine)
 _copy_rows = Kernel("copy_rows", _CopyRows)
 _adjust = Kernel("adjust", _Adjust)
@@ -99,7 +89,7 @@ def _take_rows(notes: Notes, table: Tensor, index: Tensor) -> Tensor:
     # a buffer has as many rows as the step asks for, and its indices are the engine's own
     table_rows = len(table) if notes.find(table.data_ptr()) is None else _ANY_NUMBER
     pointers = (table.data_ptr(), index.data_ptr(), out.data_ptr())
-    notes.run(_gather, _Gather(*pointers, len(index), row_bytes, table_rows, torch.get_num_threads()))
+    notes.run(gather, Gather(*pointers, len(index), row_bytes, table_rows, torch.get_num_threads()))
     return out
 
 

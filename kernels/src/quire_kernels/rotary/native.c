@@ -1,30 +1,7 @@
-/* Rotates feature pairs (a, b) to (a cos - b sin, b cos + a sin), in place; each product is rounded. */
+/* Rotates the heads of queries and keys, in place. */
 
+#include "rotation.h"
 #include "team.h"
-#include "vector.h"
-
-INLINE void rotate_halves(int dtype, void *head, const void *cos, const void *sin, int64_t half) {
-    for (int64_t at = 0; at < half; at += LANES) {
-        vec c = load_some(dtype, cos, at, half), s = load_some(dtype, sin, at, half);
-        vec a = load_some(dtype, head, at, half);
-        void *upper = (char *)head + half * element_size(dtype);
-        vec b = load_some(dtype, upper, at, half);
-        store_some(dtype, head, at, round_to(dtype, a * c) - round_to(dtype, b * s), half);
-        store_some(dtype, upper, at, round_to(dtype, b * c) + round_to(dtype, a * s), half);
-    }
-}
-
-INLINE void rotate_pairs(int dtype, void *head, const void *cos, const void *sin, int64_t half) {
-    for (int64_t at = 0; at < half; at++) { /* two lanes carry the pair */
-        vec c = load_part(dtype, cos, at, 1), s = load_part(dtype, sin, at, 1);
-        vec pair = load_part(dtype, head, 2 * at, 2);
-        vec a = splat(pair[0]), b = splat(pair[1]);
-        vec first = round_to(dtype, a * c) - round_to(dtype, b * s);
-        vec second = round_to(dtype, b * c) + round_to(dtype, a * s);
-        vec both = {first[0], second[0]};
-        store_part(dtype, head, 2 * at, both, 2);
-    }
-}
 
 typedef struct {
     void *data;                         /* [tokens, heads, >= 2 * half] */
@@ -33,12 +10,8 @@ typedef struct {
 
 INLINE void rotate_token(int dtype, const Heads *x, int64_t token, const void *cos, const void *sin, int64_t half,
                          int interleaved) {
-    for (int64_t head = 0; head < x->heads; head++) {
-        int64_t at = token * x->token_stride + head * x->head_stride;
-        void *first = (char *)x->data + at * element_size(dtype);
-        if (interleaved) rotate_pairs(dtype, first, cos, sin, half);
-        else rotate_halves(dtype, first, cos, sin, half);
-    }
+    void *first = (char *)x->data + token * x->token_stride * element_size(dtype);
+    rotate_heads(dtype, first, x->heads, x->head_stride, cos, sin, half, interleaved);
 }
 
 typedef struct {

@@ -91,9 +91,9 @@ class GPT2Layer(nn.Module):
 
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """[T, E] to [T, E]."""
-        x = x + self.attention(self.attention_norm(x), batch)
-        x = x + self.mlp(self.mlp_norm(x))
-        return x
+        normed, x = self.mlp_norm.of_sum(x, self.attention(self.attention_norm(x), batch))
+        result: Tensor = x + self.mlp(normed)
+        return result
 
 
 class GPT2Model(nn.Module):

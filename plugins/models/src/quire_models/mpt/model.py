@@ -97,9 +97,9 @@ class MptLayer(nn.Module):
 
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """[T, E] to [T, E]."""
-        x = x + self.attention(self.attention_norm(x), batch)
-        x = x + self.project(self._activate(self.expand(self.mlp_norm(x))))
-        return x
+        normed, x = self.mlp_norm.of_sum(x, self.attention(self.attention_norm(x), batch))
+        result: Tensor = x + self.project(self._activate(self.expand(normed)))
+        return result
 
 
 class MptModel(nn.Module):

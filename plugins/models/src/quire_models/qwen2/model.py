@@ -86,8 +86,7 @@ class Qwen2Attention(nn.Module):
         query, key, value = (
             part.unflatten(-1, (-1, self.head_size)) for part in self.qkv(x).split(self.sizes, dim=-1)
         )  # [T, H, D], [T, K, D], [T, K, D]
-        query, key = self.rotary(query, key, batch)
-        result: Tensor = self.out(self.attention(query, key, value, batch))
+        result: Tensor = self.out(self.attention(query, key, value, batch, self.rotary))
         return result
 
 
@@ -103,9 +102,9 @@ class Qwen2Layer(nn.Module):
 
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """[T, E] to [T, E]."""
-        x = x + self.attention(self.attention_norm(x), batch)
-        x = x + self.mlp(self.mlp_norm(x))
-        return x
+        normed, x = self.mlp_norm.of_sum(x, self.attention(self.attention_norm(x), batch))
+        result: Tensor = x + self.mlp(normed)
+        return result
 
 
 class Qwen2Model(nn.Module):

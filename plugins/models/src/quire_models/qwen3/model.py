@@ -98,8 +98,8 @@ class Qwen3Attention(nn.Module):
         query, key, value = (
             part.unflatten(-1, (-1, self.head_size)) for part in self.qkv(x).split(self.sizes, dim=-1)
         )  # [T, H, D], [T, K, D], [T, K, D]
-        query, key = self.rotary(self.query_norm(query), self.key_norm(key), batch)
-        result: Tensor = self.out(self.attention(query, key, value, batch))
+        query, key = self.query_norm(query), self.key_norm(key)
+        result: Tensor = self.out(self.attention(query, key, value, batch, self.rotary))
         return result
 
 
@@ -115,9 +115,9 @@ class Qwen3Layer(nn.Module):
 
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """[T, E] to [T, E]."""
-        x = x + self.attention(self.attention_norm(x), batch)
-        x = x + self.mlp(self.mlp_norm(x))
-        return x
+        normed, x = self.mlp_norm.of_sum(x, self.attention(self.attention_norm(x), batch))
+        result: Tensor = x + self.mlp(normed)
+        return result
 
 
 class Qwen3Model(nn.Module):
