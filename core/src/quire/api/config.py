@@ -170,6 +170,13 @@ class CacheSettings(Section):
             "twice the tokens of 16 bits, with a scale per token and head"
         ),
     )
+    prefault_kv_cache: bool = Field(
+        True,
+        description=(
+            "on a CPU, bring the KV cache's memory in the background after the start, so that steps do not wait "
+            "for it; off: memory is taken as it is used"
+        ),
+    )
     enable_prefix_caching: bool = Field(True, description="share the KV blocks of common prefixes")
 
     @property

@@ -32,6 +32,7 @@ from quire.execution.batch_builder import BatchLimits
 from quire.execution.capture import StepCaptures
 from quire.execution.device import detect_device
 from quire.execution.executor import InProcessExecutor
+from quire.execution.host_memory import BackgroundPages
 from quire.execution.kv_memory import KVBudget
 from quire.execution.model_builder import BuildSettings, BuiltModel
 from quire.execution.processors import ProcessorTable
@@ -124,7 +125,9 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     limits = step_limits(config, budget, 0 if speculation is None else speculation.num_lookahead_tokens)
     table = ProcessorTable(extensions.processors.loaded, host.calls.call)
     with allocating("the KV cache and the step's buffers"):
-        runner = _make_runner(settings, built, limits, budget, table, speculation, ops)
+        runner = _make_runner(
+            settings, built, limits, budget, table, speculation, ops, prefaults=config.cache.prefault_kv_cache
+        )
         steps = _record_steps(runner, host, settings, budget, config)
     if speculation is not None:
         with allocating(
@@ -283,6 +286,8 @@ def _make_runner(
     processors: ProcessorTable,
     speculation: Speculation | None,
     ops: OpTable,
+    *,
+    prefaults: bool,
 ) -> ModelRunner:
     buffers = BatchLimits(
         max_num_seqs=limits.max_num_seqs,
@@ -295,6 +300,15 @@ def _make_runner(
     backend = settings.attention_backend
     make_speculator = None if speculation is None else partial(speculation.make_speculator, budget.num_blocks)
     sampling = SamplingOps.of(ops)
+    pages = BackgroundPages(caches) if prefaults and caches[0].device.type == "cpu" else None
     return ModelRunner(
-        built.model, backend, caches, buffers, built.vocab_size, processors, make_speculator, sampling
+        built.model,
+        backend,
+        caches,
+        buffers,
+        built.vocab_size,
+        processors,
+        make_speculator,
+        sampling,
+        pages=pages,
     )

@@ -1,14 +1,24 @@
-"""Memory of the host that costs nothing until it is used."""
+"""Memory of the host that costs nothing until it is used, and that a background thread can bring early."""
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import math
 import mmap
+import os
+import sys
+import threading
 from collections.abc import Sequence
 
 import torch
 
 from quire.api.errors import CapacityError
+
+logger = logging.getLogger(__name__)
+
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14: bring pages as if they were written, contents stay
+_SLICE_BYTES = 8 << 20
 
 
 def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
@@ -28,3 +38,53 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
             "kv_cache_memory_bytes, num_kv_blocks or gpu_memory_utilization"
         ) from None
     return torch.frombuffer(memory, dtype=dtype).view(*shape)
+
+
+class BackgroundPages:
+    """Brings the pages of KV caches, the first blocks first, so that steps do not wait for the kernel's zeroing.
+
+    A thread does it that runs only on idle cores, in some seconds for gigabytes. It begins late, for the sake of
+    short runs, and gives up quietly where the kernel refuses (before Linux 5.14, or for want of memory).
+    """
+
+    def __init__(self, caches: Sequence[torch.Tensor], delay_s: float = 1.0) -> None:
+        """Start the thread.
+
+        Args:
+            caches: of the CPU, contiguous; what lies first in each is brought first.
+            delay_s: seconds until it begins.
+        """
+        self._caches = list(caches)
+        self._delay_s = delay_s
+        self._is_stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="quire-kv-pages", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, after the slice that it is at, and let the caches go."""
+        self._is_stopped.set()
+        self._thread.join()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until all is done; whether it is."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        caches, self._caches = self._caches, []
+        if sys.platform != "linux" or self._is_stopped.wait(self._delay_s):
+            return
+        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+        libc = ctypes.CDLL(None, use_errno=True)
+        slices = 1 + sum(cache.nbytes for cache in caches) // _SLICE_BYTES
+        for i in range(slices):
+            for cache in caches:
+                first = cache.data_ptr() + cache.nbytes * i // slices
+                begin = first // mmap.PAGESIZE * mmap.PAGESIZE
+                size = cache.data_ptr() + cache.nbytes * (i + 1) // slices - begin
+                if self._is_stopped.is_set():
+                    return
+                if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _POPULATE_WRITE):
+                    reason = os.strerror(ctypes.get_errno())
+                    logger.debug("pages of the KV cache come when they are used: madvise: %s", reason)
+                    return

@@ -25,6 +25,7 @@ from quire.execution.drafting.calibration import (
 from quire.execution.drafting.speculator import RunnerParts, Speculator
 from quire.execution.executor import CompletedStep
 from quire.execution.forward import ModelPass
+from quire.execution.host_memory import BackgroundPages
 from quire.execution.processors import ProcessorTable
 from quire.execution.prompt_logprobs import PromptLogprobs
 from quire.execution.sampler import Sampler, SamplingOps
@@ -55,6 +56,7 @@ class ModelRunner:
         make_speculator: called with this runner's parts; None: nothing is drafted.
         sampling_ops: what the sampler calls; None: the references.
         transfers: to the device; None: those of its type.
+        pages: what brings the caches' memory meanwhile; stopped at the end.
     """
 
     def __init__(
@@ -68,7 +70,9 @@ class ModelRunner:
         make_speculator: Callable[[RunnerParts], Speculator] | None = None,
         sampling_ops: SamplingOps | None = None,
         transfers: Transfers | None = None,
+        pages: BackgroundPages | None = None,
     ) -> None:
+        self._pages = pages
         self._model = model
         self._backend = backend
         self._kv_caches = kv_caches
@@ -222,6 +226,8 @@ class ModelRunner:
 
     def close(self) -> None:
         """Free weights and caches."""
+        if self._pages is not None:
+            self._pages.stop()
         if self._speculator is not None:
             self._speculator.close()
         self._kv_caches.clear()
