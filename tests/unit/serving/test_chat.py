@@ -124,6 +124,23 @@ def test_a_stream_of_a_call_tells_its_name_once() -> None:
     assert all("id" not in call for call in calls[1:])
 
 
+def test_a_chunk_of_a_stream_tells_of_one_call_at_most() -> None:
+    class TwoCallsParser(CallParser):
+        """Two calls in the first text, none after."""
+
+        def push(self, text: str) -> ParsedText:
+            calls = [ToolCallDelta(0, "add", "{}"), ToolCallDelta(1, "add", text), ToolCallDelta(1, None, "}")]
+            return ParsedText("both", "", calls)
+
+    server = FakeServer.of(FakeEngine(["{"]), tool_parsers={"calls": TwoCallsParser}, tool_call_parser="calls")
+    choices = [event["choices"][0] for event in server.events(PATH, messages=HI, tools=TOOLS, logprobs=True)[1:-1]]
+    told = [[call["index"] for call in choice["delta"]["tool_calls"]] for choice in choices]
+    assert told == [[0], [1, 1]]
+    assert [choice["delta"].get("content") for choice in choices] == ["both", None]
+    assert [choice["finish_reason"] for choice in choices] == [None, "tool_calls"]
+    assert choices[0]["logprobs"] is None and choices[1]["logprobs"] is not None
+
+
 def test_without_calls_in_mind_text_stays_and_tools_are_not_rendered() -> None:
     server = parsing(["a?b!c"])
     body = server.ok(PATH, messages=HI, tools=TOOLS, tool_choice="none")

@@ -6,6 +6,8 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 from quire.api.client import EngineRequest
 from quire.api.outputs import ChoiceDelta, Logprob, OutputDelta, PositionLogprobs
@@ -117,8 +119,7 @@ class ChatAnswer:
         yield b"".join([chunk([self._opening(choice)]) for choice in self._choices])
         async for _, delta in submission:
             self._count(delta)
-            parts = [self._chunk(part) for part in delta.choices]
-            chunks = [chunk([part]) for part in parts if part is not None]
+            chunks = [chunk([told]) for part in delta.choices for told in self._chunks(part)]
             if chunks:
                 yield b"".join(chunks)
         if self._body.has_usage:
@@ -143,8 +144,11 @@ class ChatAnswer:
             opening["prompt_token_ids"] = list(self._request.token_ids)
         return opening
 
-    def _chunk(self, part: ChoiceDelta) -> dict[str, object] | None:
-        """A choice of a chunk; None where there is nothing to say."""
+    def _chunks(self, part: ChoiceDelta) -> list[dict[str, object]]:
+        """A choice's part of chunks, none where there is nothing to say.
+
+        Each tells of one call at most: clients take a call for done when a chunk tells of the next one.
+        """
         choice = self._choices[part.index]
         choice.num_tokens += len(part.token_ids)
         parsed = choice.parse(part)
@@ -153,12 +157,16 @@ class ChatAnswer:
             delta["content"] = parsed.content
         if parsed.reasoning and self._body.include_reasoning:
             delta["reasoning_content"] = delta["reasoning"] = parsed.reasoning
-        if parsed.tool_calls:
-            delta["tool_calls"] = self._call_chunks(choice, parsed.tool_calls)
+        chunks: list[dict[str, object]] = []
+        for _, calls in groupby(self._call_chunks(choice, parsed.tool_calls), itemgetter("index")):
+            if "tool_calls" in delta:
+                chunks.append({"index": part.index, "delta": delta, "logprobs": None, "finish_reason": None})
+                delta = {}
+            delta["tool_calls"] = list(calls)
         self._end(choice, part)
         has_more = part.logprobs or part.finish_reason is not None or self._body.return_token_ids
         if not delta and not has_more:
-            return None
+            return []
         chunk: dict[str, object] = {
             "index": part.index,
             "delta": delta,
@@ -169,7 +177,7 @@ class ChatAnswer:
             chunk["stop_reason"] = choice.stop_reason
         if self._body.return_token_ids:
             chunk["token_ids"] = part.token_ids
-        return chunk
+        return [*chunks, chunk]
 
     def _end(self, choice: _Choice, part: ChoiceDelta) -> None:
         if part.finish_reason is not None:
