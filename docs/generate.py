@@ -144,7 +144,7 @@ def hooks_page() -> str:
         lines += [*_hook_text(hook.__doc__ or ""), ""]
     lines += ["## Specs", ""]
     for name, kind in inspect.getmembers(specs, inspect.isclass):
-        if kind.__module__ == specs.__name__:
+        if name in specs.__all__:
             lines += _class(name, kind)
     lines += ["## Extensions", "", _first_line(extensions.__doc__), ""]
     for name, kind in inspect.getmembers(extensions, inspect.isclass):

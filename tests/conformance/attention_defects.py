@@ -149,7 +149,7 @@ class WritesRowByRow(NaiveAttention):
 class ReadsBeforeItWrites(TorchPagedAttention):
     """The batch's own keys are attended to from the inputs; the context is read before the step is written."""
 
-    def forward(self, query, key, value, kv_cache, params, batch):  # type: ignore[no-untyped-def]
+    def forward(self, query, key, value, kv_cache, params, batch):  # type: ignore[no-untyped-def]  # as the base's
         before = kv_cache.clone()
         super().forward(query, key, value, kv_cache, params, batch)
         kept = kv_cache.clone()
@@ -177,7 +177,7 @@ class _Reader(NaiveAttention):
 class RoundsCache(TorchPagedAttention):
     """Keys and values lose precision once they lie in the cache."""
 
-    def forward(self, query, key, value, kv_cache, params, batch):  # type: ignore[no-untyped-def]
+    def forward(self, query, key, value, kv_cache, params, batch):  # type: ignore[no-untyped-def]  # as the base's
         result = super().forward(query, key, value, kv_cache, params, batch)
         flat = kv_cache.view(-1, *kv_cache.shape[2:])
         flat[batch.slot_mapping] = flat[batch.slot_mapping].to(torch.float16).to(flat.dtype)
@@ -192,7 +192,7 @@ class BlocksOfFour(NaiveAttention):
 class DecodesInAnotherOrder(NaiveAttention):
     """Decodes are sorted by length, and their outputs stay sorted."""
 
-    def forward(self, query, key, value, kv_cache, params, batch):  # type: ignore[no-untyped-def]
+    def forward(self, query, key, value, kv_cache, params, batch):  # type: ignore[no-untyped-def]  # as the base's
         result = super().forward(query, key, value, kv_cache, params, batch)
         count = batch.num_decode_rows
         order = sorted(range(count), key=lambda row: batch.context_lens[row])
@@ -220,6 +220,6 @@ class AlibiFromTheChunk(NaiveAttention):
 
 
 class ChangesItsQuery(NaiveAttention):
-    def forward(self, query, key, value, kv_cache, params, batch):  # type: ignore[no-untyped-def]
+    def forward(self, query, key, value, kv_cache, params, batch):  # type: ignore[no-untyped-def]  # as the base's
         query *= params.scale
         return super().forward(query, key, value, kv_cache, replace(params, scale=1.0), batch)

@@ -25,7 +25,7 @@ class WrongRopePairs(LlamaModel):
 class IgnoresTheta(LlamaModel):
     @staticmethod
     def parse_config(hf_config: Mapping[str, object]) -> LlamaConfig:
-        ropes = {**hf_config["rope_parameters"], "rope_theta": 10000.0}  # type: ignore[dict-item]
+        ropes = {**hf_config["rope_parameters"], "rope_theta": 10000.0}  # type: ignore[dict-item]  # a dict of JSON
         return LlamaModel.parse_config({**hf_config, "rope_parameters": ropes})
 
 

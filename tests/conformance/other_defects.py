@@ -27,7 +27,7 @@ def normalizes_in_place(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def gives_its_input_back(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     result = rms_norm(x, weight, eps)
-    return x if result.equal(x) or x.numel() == 0 else x.set_(result)  # type: ignore[call-overload]
+    return x if result.equal(x) or x.numel() == 0 else x.set_(result)  # type: ignore[call-overload]  # torch's stub lacks it
 
 
 def ignores_strides(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -107,7 +107,7 @@ class Bans:
 
 class RaisesTypeError(Bans):
     def for_request(self, arguments: object, params: SamplingParams) -> Call | None:
-        return self.make([int(entry) for entry in arguments])  # type: ignore[attr-defined]
+        return self.make([int(entry) for entry in arguments])  # type: ignore[attr-defined]  # of the base
 
 
 class CountsCalls(Bans):
@@ -192,7 +192,7 @@ class KeysOfNaN(Fcfs):
 
 class KeysOfText(Fcfs):
     def key(self, request: RequestView, arrival_index: int) -> tuple[float, ...]:
-        return (request.request_id, arrival_index)  # type: ignore[return-value]
+        return (request.request_id, arrival_index)  # type: ignore[return-value]  # the defect
 
 
 class Ties(Fcfs):

@@ -74,7 +74,7 @@ class KeepsFloats(NaiveWeights):
 
 
 @method
-class HidesFloats(KeepsFloats.weights):  # type: ignore[name-defined]
+class HidesFloats(KeepsFloats.weights):  # type: ignore[name-defined]  # a class held by a class
     """The same, out of sight of the counting; and drops what it had registered."""
 
     def process_after_loading(self) -> None:

@@ -118,7 +118,7 @@ def test_importing_the_kit_imports_no_torch() -> None:
     with pytest.raises(AttributeError, match="NoSuite"):
         import quire.testing
 
-        quire.testing.NoSuite  # type: ignore[attr-defined]
+        quire.testing.NoSuite  # type: ignore[attr-defined]  # to be refused
 
 
 class TestAReferenceOfTheAuthor(ModelConformance):
@@ -167,7 +167,7 @@ def test_what_a_spec_excludes_is_not_tried() -> None:
 
 def test_a_function_as_an_attribute_is_not_bound() -> None:
     def make(context: object) -> other_defects.Fcfs:
-        return other_defects.Fcfs(context)  # type: ignore[arg-type]
+        return other_defects.Fcfs(context)  # type: ignore[arg-type]  # not looked at
 
     class Made(PolicyConformance):
         policy = make

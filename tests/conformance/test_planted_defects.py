@@ -227,11 +227,12 @@ def plain_difference(defect: Defect) -> float:
     suite = defect.make_suite()
     try:
         model = suite()
-        [variant] = model.variants()  # type: ignore[attr-defined]
+        [variant] = model.variants()  # type: ignore[attr-defined]  # of the suite
         differences = []
         for length in (12, 27):
-            ids = model.token_ids(variant, length, seed=length)  # type: ignore[attr-defined]
-            expected = model.reference(variant.folder, ids)  # type: ignore[attr-defined]
+            ids = model.token_ids(variant, length, seed=length)  # type: ignore[attr-defined]  # of the suite
+            expected = model.reference(variant.folder, ids)  # type: ignore[attr-defined]  # of the suite
+            # for mypy: of the suite
             differences.append(max_difference(model.sequence(variant).logits(ids), expected))  # type: ignore[attr-defined]
         return max(differences)
     finally:
@@ -261,7 +262,7 @@ class TestLlamaOverNaiveAttention(ModelConformance):
     """Likewise, in an engine."""
 
     architecture = "LlamaForCausalLM"
-    configs = {"tiny": TINY, "dynamic": DYNAMIC["configs"]["dynamic"]}  # type: ignore[index]
+    configs = {"tiny": TINY, "dynamic": DYNAMIC["configs"]["dynamic"]}  # type: ignore[index]  # a dict of dicts
     attention_backend = NaiveAttention
 
 

@@ -41,7 +41,7 @@ class HistoryProcessor:
     """Forces a token that depends on all tokens so far."""
 
     def __init__(self, arguments: object) -> None:
-        self.offset = int(arguments["offset"])  # type: ignore[index]
+        self.offset = int(arguments["offset"])  # type: ignore[index]  # a dict of JSON
 
     @staticmethod
     def next_token(token_ids: Sequence[int], offset: int) -> int:
@@ -198,12 +198,15 @@ def faulty_plugin(fault: Fault, victim: str) -> ModuleType:
 
     class Observer(EngineObserver):
         def request_added(self, *values: object) -> None:
+            # for mypy: gives nothing, or what the fault says
             return fault.around("EngineObserver.request_added", lambda *a: None, *values)  # type: ignore[return-value]
 
         def step_finished(self, *values: object) -> None:
+            # for mypy: gives nothing, or what the fault says
             return fault.around("EngineObserver.step_finished", lambda *a: None, *values)  # type: ignore[return-value]
 
         def request_finished(self, *values: object) -> None:
+            # for mypy: gives nothing, or what the fault says
             return fault.around("EngineObserver.request_finished", lambda *a: None, *values)  # type: ignore[return-value]
 
     return make_plugin(

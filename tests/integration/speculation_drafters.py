@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quire.api.specs import DrafterSpec, LogitsProcessorSpec
 from quire.api.speculation import Drafter, DraftRequest
-from quire.execution.drafting.control import AdaptiveControl
+from quire.execution.drafting.adaptive_control import AdaptiveControl
 
 Continuations = Mapping[tuple[int, ...], Sequence[Sequence[int]]]
 """By prompt: what its choices generate without drafts, and some tokens past their ends."""

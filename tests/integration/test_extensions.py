@@ -52,11 +52,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask(offset: object = 3, **params: object) -> SamplingParams:
     """Parameters with the history processor."""
     defaults = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True}
+    # for mypy: fields by name
     return SamplingParams(**{**defaults, **params}, extra_args={"history": {"offset": offset}})  # type: ignore[arg-type]
 
 
 def run(llm: LLM, prompts: list[list[int]], params: object) -> list[RequestOutput]:
-    return llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
+    return llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]  # prompts as they are
 
 
 def tokens(outputs: list[RequestOutput]) -> list[list[list[int]]]:

@@ -70,6 +70,7 @@ def generate(llm: LLM) -> dict[str, object]:
     names = []
     for index, (prompt, params) in enumerate(zip(OTHERS, PARAMS, strict=True)):
         if index == 4:
+            # for mypy: fields by name
             names.append(engine.add_request(PROMPT, SamplingParams(**OWN), request_id=VICTIM))  # type: ignore[arg-type]
         names.append(engine.add_request(prompt, params, request_id=f"other-{index}"))
     for _ in range(100):

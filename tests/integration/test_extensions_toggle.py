@@ -74,7 +74,7 @@ def test_requests_with_a_disabled_processor_finish_with_it_and_new_ones_are_refu
 
 def test_one_that_is_always_on_stops_with_the_switch_for_new_requests_only(folder: Path) -> None:
     class Always(HistoryFactory):
-        def for_request(self, arguments: object, params: object) -> object:  # type: ignore[override]
+        def for_request(self, arguments: object, params: object) -> object:  # type: ignore[override]  # looser on purpose
             return super().for_request(arguments or {"offset": 7}, params)
 
     specs = [LogitsProcessorSpec("history", Always, is_always_on=True)]
@@ -281,7 +281,7 @@ def test_a_drafter_is_let_go_and_comes_back(folder: Path) -> None:
     ],
 )
 def test_what_the_model_was_built_with_stays(folder: Path, hooks: dict[str, object], words: str) -> None:
-    with open_llm(folder, make_plugin("fixed", **hooks)) as llm:  # type: ignore[arg-type]
+    with open_llm(folder, make_plugin("fixed", **hooks)) as llm:  # type: ignore[arg-type]  # hooks by name
         with pytest.raises(PluginError, match=f"plugin 'fixed' .*{words}.*--no-plugin fixed"):
             llm.plugins.disable("fixed")
         llm.plugins.enable("fixed")

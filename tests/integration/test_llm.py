@@ -40,7 +40,7 @@ def llm(folder: Path) -> Iterator[LLM]:
 
 
 def _one(llm: LLM, prompt: list[int], **params: object) -> RequestOutput:
-    return llm.generate([prompt], SamplingParams(**params), use_tqdm=False)[0]  # type: ignore[arg-type]
+    return llm.generate([prompt], SamplingParams(**params), use_tqdm=False)[0]  # type: ignore[arg-type]  # fields by name
 
 
 def _tokens(output: RequestOutput) -> list[list[int]]:
@@ -206,7 +206,7 @@ def test_a_bad_prompt_is_refused_before_its_neighbours_run(
 ) -> None:
     before = values(llm.get_metrics())
     with pytest.raises(error, match=text):
-        llm.generate([PROMPT, prompt, PROMPT], use_tqdm=False)  # type: ignore[list-item]
+        llm.generate([PROMPT, prompt, PROMPT], use_tqdm=False)  # type: ignore[list-item]  # to be refused
     after = values(llm.get_metrics())
     assert after["num_steps"] == before["num_steps"]
     assert values(llm.get_metrics(), "gauge")["num_requests_waiting"] == 0
@@ -255,7 +255,7 @@ def test_parameters_beyond_the_model_are_refused(llm: LLM, bad: dict[str, object
 )
 def test_absurd_sampling_values_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(SamplingParamsError, match=next(iter(bad))):
-        SamplingParams(**bad)  # type: ignore[arg-type]
+        SamplingParams(**bad)  # type: ignore[arg-type]  # fields by name
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_rows_with_nan_fail_alone(folder: Path) -> None:
         prompts = [PROMPT, [90, 91, 92], PROMPT[5:]]
         good = [_tokens(output) for output in engine.generate(prompts, params, use_tqdm=False)]
         engine.reset_prefix_cache()
-        runner = engine.engine._executor.runner  # type: ignore[attr-defined]
+        runner = engine.engine._executor.runner  # type: ignore[attr-defined]  # a look inside
         weight = runner._model.embedding.weight
         kept = weight[91].clone()
         with torch.inference_mode():
@@ -339,6 +339,7 @@ def test_forms_of_prompts(llm: LLM) -> None:
         [torch.tensor(PROMPT)],
     )
     for form in forms:
+        # for mypy: each form is one that it takes
         assert _tokens(llm.generate(form, params, use_tqdm=False)[0]) == expected  # type: ignore[arg-type]
     assert (
         _tokens(llm.generate(prompt_token_ids=[PROMPT], sampling_params=params, use_tqdm=False)[0])
@@ -349,7 +350,7 @@ def test_forms_of_prompts(llm: LLM) -> None:
 def test_an_interrupt_loses_the_step_and_not_the_engine(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
     expected = _tokens(llm.generate([PROMPT], params, use_tqdm=False)[0])
-    runner = llm.engine._executor.runner  # type: ignore[attr-defined]
+    runner = llm.engine._executor.runner  # type: ignore[attr-defined]  # a look inside
     forward, calls = runner._pass.layers, []
 
     def interrupted(batch: object) -> object:
@@ -431,7 +432,7 @@ def test_a_failing_step_fails_its_requests_and_not_the_engine(
 ) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
     expected = _tokens(llm.generate([PROMPT], params, use_tqdm=False)[0])
-    runner = llm.engine._executor.runner  # type: ignore[attr-defined]
+    runner = llm.engine._executor.runner  # type: ignore[attr-defined]  # a look inside
 
     def broken(batch: object) -> object:
         raise ValueError("planted")
@@ -446,20 +447,20 @@ def test_a_failing_step_fails_its_requests_and_not_the_engine(
 
 def test_a_stream_that_never_started_leaves_nothing(llm: LLM) -> None:
     stream = llm.stream(PROMPT, SamplingParams(max_tokens=4))
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()  # type: ignore[attr-defined]  # a generator
     assert not llm.engine.has_unfinished
 
 
 @pytest.mark.parametrize("prompts", [5, None, [5.5], [None]])
 def test_prompts_of_a_wrong_type_are_refused(llm: LLM, prompts: object) -> None:
     with pytest.raises(PromptError):
-        llm.generate(prompts, use_tqdm=False)  # type: ignore[arg-type]
+        llm.generate(prompts, use_tqdm=False)  # type: ignore[arg-type]  # to be refused
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0}, [3], 7, [SamplingParams(), SamplingParams()]])
 def test_sampling_params_of_a_wrong_type_or_number_are_refused(llm: LLM, params: object) -> None:
     with pytest.raises(SamplingParamsError):
-        llm.generate([PROMPT], params, use_tqdm=False)  # type: ignore[arg-type]
+        llm.generate([PROMPT], params, use_tqdm=False)  # type: ignore[arg-type]  # to be refused
 
 
 @pytest.mark.parametrize(

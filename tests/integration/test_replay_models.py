@@ -42,7 +42,7 @@ MODELS: dict[str, tuple[Callable[..., Path], Mapping[str, object]]] = {
         {"attn_config": {"clip_qkv": 1.0}, "logit_scale": 0.3},
     ),
 }
-REPLAYED = re.compile(r"steps: replayed by native-replay: \d+ calls of layers, \d+ of the head")
+REPLAYED = re.compile(r"steps: replayed by native-replay: (\d+) calls of layers, \d+ of the head")
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,26 @@ def assert_replays(folder: Path, log: pytest.LogCaptureFixture, **settings: Any)
 def test_replayed_steps_equal_plain_ones(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write, fields = MODELS[name]
     assert_replays(write(tmp_path, **fields), caplog)
+
+
+@pytest.mark.parametrize(("method", "num_calls"), [(None, 8), ("int8", 9)])
+def test_the_calls_of_a_layer(
+    method: str | None, num_calls: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two norms, four linears and two of attention; after quantized linears the activation is a call too."""
+    caplog.set_level(logging.INFO, "quire")
+    counts = []
+    for num_layers in (2, 5):
+        folder = tmp_path / str(num_layers)
+        tiny_models.write_tiny_llama(
+            folder, num_hidden_layers=num_layers, hidden_size=64, intermediate_size=128
+        )
+        caplog.clear()
+        with LLM(folder, quantization=method, **SETTINGS):
+            matched = REPLAYED.match(summary_of(caplog))
+        assert matched is not None
+        counts.append(int(matched[1]))
+    assert counts[1] - counts[0] == 3 * num_calls
 
 
 @pytest.mark.parametrize("method", ["int8", "int4"])

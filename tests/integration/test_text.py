@@ -101,5 +101,5 @@ def test_an_empty_text_and_bad_messages_are_refused(llm: LLM) -> None:
         llm.generate("", use_tqdm=False)
     for messages in ({"role": "user"}, [{"role": "user"}], [{"content": "x"}], "text", [3]):
         with pytest.raises(PromptError):
-            llm.chat(messages, use_tqdm=False)  # type: ignore[arg-type]
+            llm.chat(messages, use_tqdm=False)  # type: ignore[arg-type]  # to be refused
     assert not llm.engine.has_unfinished

@@ -65,6 +65,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "value"), [*((name, None) for name in FOREIGN_FIELDS), *NEUTRAL])
 def test_a_neutral_value_changes_nothing(name: str, value: object) -> None:
+    # for mypy: a field by name
     plain, found = SamplingParams(max_tokens=3), SamplingParams(max_tokens=3, **{name: value})  # type: ignore[arg-type]
     found.extra_args = plain.extra_args
     assert found == plain
@@ -73,7 +74,7 @@ def test_a_neutral_value_changes_nothing(name: str, value: object) -> None:
 @pytest.mark.parametrize(("name", "value"), REFUSED)
 def test_any_other_value_is_refused_with_name_value_and_remedy(name: str, value: object) -> None:
     with pytest.raises(SamplingParamsError) as caught:
-        SamplingParams(**{name: value})  # type: ignore[arg-type]
+        SamplingParams(**{name: value})  # type: ignore[arg-type]  # a field by name
     text = str(caught.value)
     assert text.startswith(f"{name}={value!r} is not served by this version: ")
     assert len(text.split(": ", 1)[1]) > 10
@@ -89,8 +90,8 @@ def test_extra_args_are_plain_data_and_copied() -> None:
     params = SamplingParams(extra_args=given)
     copied = params.extra_args_copy()
     assert copied == {"mask": {"ids": [1, [2, 3]], "on": True, "by": None, "scale": 0.5}, "other": "x"}
-    given["mask"]["ids"].append(9)  # type: ignore[index]
-    assert copied["mask"]["ids"] == [1, [2, 3]]  # type: ignore[index]
+    given["mask"]["ids"].append(9)  # type: ignore[index]  # plain data, of these types
+    assert copied["mask"]["ids"] == [1, [2, 3]]  # type: ignore[index]  # plain data, of these types
     assert SamplingParams().extra_args_copy() == {}
 
 
@@ -105,7 +106,7 @@ def test_extra_args_are_plain_data_and_copied() -> None:
 )
 def test_extra_args_that_are_not_plain_are_refused(value: object, words: str) -> None:
     with pytest.raises(SamplingParamsError, match=words):
-        SamplingParams(extra_args=value)  # type: ignore[arg-type]
+        SamplingParams(extra_args=value)  # type: ignore[arg-type]  # to be refused
 
 
 def test_extra_args_that_hold_themselves_are_refused() -> None:
@@ -121,16 +122,16 @@ def test_a_read_only_copy_keeps_its_own() -> None:
     assert (copied.stop, copied.stop_token_ids) == (("a",), (1,))
     assert dict(copied.logit_bias or {}) == {2: 1.0} and dict(copied.extra_args or {}) == {"x": [1]}
     copied.temperature = 0.0
-    copied.extra_args["x"].append(2)  # type: ignore[index]
+    copied.extra_args["x"].append(2)  # type: ignore[index]  # plain data, of these types
     with pytest.raises(TypeError):
-        copied.logit_bias[3] = 1.0  # type: ignore[index]
+        copied.logit_bias[3] = 1.0  # type: ignore[index]  # to be refused
     assert params == SamplingParams(stop="a", stop_token_ids=[1], logit_bias={2: 1.0}, extra_args={"x": [1]})
 
 
 def test_best_of_as_many_as_n_is_plain_sampling() -> None:
-    assert SamplingParams(n=3, best_of=3) == SamplingParams(n=3)  # type: ignore[call-arg]
+    assert SamplingParams(n=3, best_of=3) == SamplingParams(n=3)  # type: ignore[call-arg]  # a foreign field
     with pytest.raises(SamplingParamsError, match="best_of=4"):
-        SamplingParams(n=3, best_of=4)  # type: ignore[call-arg]
+        SamplingParams(n=3, best_of=4)  # type: ignore[call-arg]  # a foreign field
 
 
 @pytest.mark.parametrize(
@@ -142,17 +143,17 @@ def test_an_unknown_name_is_an_error_that_names_the_nearest(
     name: str, nearest: str, kind: type[Exception]
 ) -> None:
     with pytest.raises(kind, match=f"unknown sampling parameter '{name}'; did you mean '{nearest}'"):
-        SamplingParams(**{name: None})  # type: ignore[arg-type]
+        SamplingParams(**{name: None})  # type: ignore[arg-type]  # a field by name
 
 
 def test_a_name_like_no_other_gets_the_list() -> None:
     with pytest.raises(UnknownSamplingParamError, match="valid are detokenize, .*, top_p"):
-        SamplingParams(qqq=1)  # type: ignore[call-arg]
+        SamplingParams(qqq=1)  # type: ignore[call-arg]  # a foreign field
 
 
 def test_bounds_are_checked_beside_foreign_fields() -> None:
     with pytest.raises(SamplingParamsError, match="top_p"):
-        SamplingParams(top_p=2.0, bad_words=None)  # type: ignore[call-arg]
+        SamplingParams(top_p=2.0, bad_words=None)  # type: ignore[call-arg]  # a foreign field
     with pytest.raises(SamplingParamsError, match="temperature"):
         dataclasses.replace(SamplingParams(), temperature=float("nan"))
 

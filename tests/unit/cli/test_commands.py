@@ -134,7 +134,7 @@ def test_prompts_from_files_and_pipes(
 
 def test_no_prompt_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
-    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    terminal.isatty = lambda: True  # type: ignore[method-assign]  # a fake terminal
     monkeypatch.setattr("sys.stdin", terminal)
     with pytest.raises(PromptError, match="--prompt TEXT"):
         read_prompts(argparse.Namespace(prompt=None, prompt_file=None))

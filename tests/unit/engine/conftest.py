@@ -190,7 +190,7 @@ def build(
             inputs=InputProcessor(VOCAB, max_model_len, tokenizer),
             scheduler=Scheduler(limits, manager, ordering),
             executor=executor,
-            tokenizer=tokenizer,  # type: ignore[arg-type]
+            tokenizer=tokenizer,  # type: ignore[arg-type]  # a fake
             eos_token_ids=frozenset([EOS]),
             observers=Observers(attached, calls, limit_s=60.0),
             failures=failures,

@@ -10,18 +10,16 @@ import pytest
 from quire.api.commands import EngineProcessOptions
 from quire.api.config import EngineConfig
 from quire.engine.child import EngineProcess
-from quire.engine.supervisor import SupervisedEngine
-from quire.engine.wire import (
-    LENGTH,
+from quire.engine.messages import (
     Call,
     FromEngine,
     Reply,
     Started,
     Stop,
     ToEngine,
-    decode_to_engine,
-    encode,
 )
+from quire.engine.supervisor import SupervisedEngine
+from quire.engine.wire import LENGTH, decode_to_engine, encode
 from quire.plugins import PluginHost
 
 

@@ -99,9 +99,9 @@ class BrokenFactory:
 )
 def test_a_plugin_s_broken_model_is_named(folder: Path, factory: object, message: str) -> None:
     plugin = ModuleType("broken")
-    plugin.quire_plugin_info = hookimpl(lambda: PluginInfo(api=">=1,<2"))  # type: ignore[attr-defined]
-    specs = [ModelSpec("LlamaForCausalLM", factory)]  # type: ignore[arg-type]
-    plugin.quire_register_models = hookimpl(lambda: specs)  # type: ignore[attr-defined]
+    plugin.quire_plugin_info = hookimpl(lambda: PluginInfo(api=">=1,<2"))  # type: ignore[attr-defined]  # a module made here
+    specs = [ModelSpec("LlamaForCausalLM", factory)]  # type: ignore[arg-type]  # any callable
+    plugin.quire_register_models = hookimpl(lambda: specs)  # type: ignore[attr-defined]  # a module made here
     config = EngineConfig.from_keywords({"model": folder, "skip_tokenizer_init": True, "dtype": "float32"})
     settings = PluginSettings(prefer={"architecture:LlamaForCausalLM": "broken"})
     with pytest.raises(PluginError, match=f"'LlamaForCausalLM' of plugin 'broken'.*{message}"):

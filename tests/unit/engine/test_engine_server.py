@@ -16,12 +16,9 @@ from quire.api.step import StepPlan, StepResult
 from quire.engine import wire
 from quire.engine.engine import Engine
 from quire.engine.engine_thread import EngineThread
-from quire.engine.process import EngineServer
-from quire.engine.wire import (
-    LENGTH,
+from quire.engine.messages import (
     Begun,
     Call,
-    Channel,
     Counters,
     Deltas,
     Forget,
@@ -34,10 +31,9 @@ from quire.engine.wire import (
     Submit,
     TakingIn,
     ToEngine,
-    decode_from_engine,
-    encode,
-    frame_length,
 )
+from quire.engine.process import EngineServer
+from quire.engine.wire import LENGTH, Channel, decode_from_engine, encode, frame_length
 
 GREEDY: dict[str, object] = {"temperature": 0.0, "max_tokens": 3}
 STEP = Counters([])  # said by a test when a step runs

@@ -21,7 +21,7 @@ REPORT = StepReport(0, 1, 1, 1, 0.0, 1, 0)
 def guard(answer: object) -> GuardedPolicy:
     class Policy:
         def key(self, request: RequestView, arrival_index: int) -> tuple[float, ...]:
-            return answer  # type: ignore[return-value]
+            return answer  # type: ignore[return-value]  # the fault
 
     return GuardedPolicy("mine", "plug", "plugin 'plug' (dist 1.2)", Policy(), PluginCalls(), {})
 
@@ -69,7 +69,7 @@ class Recorder(EngineObserver):
         if isinstance(self.problem, BaseException):
             raise self.problem
         if self.problem is not None:
-            time.sleep(self.problem)  # type: ignore[arg-type]
+            time.sleep(self.problem)  # type: ignore[arg-type]  # seconds, here
 
 
 def test_only_what_an_observer_overrides_is_called():
@@ -78,7 +78,7 @@ def test_only_what_an_observer_overrides_is_called():
     observers = Observers([("a", watching)], PluginCalls(), 1.0)
     assert (observers.sees_steps, observers.sees_requests) == (True, False)
     late = EngineObserver()
-    late.request_finished = lambda request, reason: None  # type: ignore[method-assign]
+    late.request_finished = lambda request, reason: None  # type: ignore[method-assign]  # a probe
     assert Observers([("a", late)], PluginCalls(), 1.0).sees_requests
 
 
@@ -110,7 +110,7 @@ def test_each_observer_gets_parameters_of_its_own():
         def request_added(self, request: RequestView) -> None:
             request.params.temperature = 2.0
             with pytest.raises(TypeError):
-                request.params.logit_bias[1] = 5.0  # type: ignore[index]
+                request.params.logit_bias[1] = 5.0  # type: ignore[index]  # to be refused
 
     class Reader(EngineObserver):
         def request_added(self, request: RequestView) -> None:

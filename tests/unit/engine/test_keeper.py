@@ -15,8 +15,17 @@ from quire.api.outputs import ChoiceDelta, Metric, OutputDelta
 from quire.api.request import SamplingParams
 from quire.engine import keeper, supervisor
 from quire.engine.child import EngineProcess
+from quire.engine.messages import (
+    Call,
+    Counters,
+    Deltas,
+    Heartbeat,
+    Reply,
+    StartFailed,
+    Submit,
+    TakingIn,
+)
 from quire.engine.supervisor import SupervisedEngine
-from quire.engine.wire import Call, Counters, Deltas, Heartbeat, Reply, StartFailed, Submit, TakingIn
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=9)
 

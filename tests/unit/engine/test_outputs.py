@@ -29,7 +29,7 @@ class Letters:
 class Driver:
     """Stands for the scheduler: appends to the requests and makes updates."""
 
-    def __init__(self, *, n=1, tokenizer=Letters(), stop_token_ids=(), prompt="Hi", **params):  # noqa: B008
+    def __init__(self, *, n=1, tokenizer=Letters(), stop_token_ids=(), prompt="Hi", **params):  # noqa: B008  # it keeps nothing
         self.params = SamplingParams(n=n, stop_token_ids=list(stop_token_ids), max_tokens=99, **params)
         self.requests = [
             Request(

@@ -15,9 +15,9 @@ from quire.api.outputs import ChoiceDelta, OutputDelta
 from quire.api.request import SamplingParams
 from quire.engine.calls import Calls
 from quire.engine.live_request import LiveRequest
+from quire.engine.messages import Abort, Forget, Submit
 from quire.engine.roster import Roster
 from quire.engine.switches import Switches
-from quire.engine.wire import Abort, Forget, Submit
 
 
 def in_a_loop(test: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:

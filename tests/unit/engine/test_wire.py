@@ -29,11 +29,8 @@ from quire.api.outputs import (
 )
 from quire.api.request import SamplingParams
 from quire.engine import wire
-from quire.engine.totals import Totals
-from quire.engine.wire import (
-    LENGTH,
+from quire.engine.messages import (
     Abort,
-    Channel,
     Counters,
     Deltas,
     FromEngine,
@@ -42,6 +39,11 @@ from quire.engine.wire import (
     Refused,
     Reply,
     Submit,
+)
+from quire.engine.totals import Totals
+from quire.engine.wire import (
+    LENGTH,
+    Channel,
     WireError,
     decode_from_engine,
     decode_to_engine,

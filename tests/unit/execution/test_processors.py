@@ -31,6 +31,7 @@ class Factory:
 
 def table(**factories: Factory) -> ProcessorTable:
     loaded = {
+        # for mypy: a fake
         name: LoadedProcessor(name, f"plugin-{name}", f"plugin 'plugin-{name}' (dist 1)", factory)  # type: ignore[arg-type]
         for name, factory in factories.items()
     }
@@ -46,7 +47,7 @@ def assignment(slot: int, names: Sequence[str], **params: object) -> SlotAssignm
         SamplingParams(**params),
         100 + slot,
         frozenset(),
-        tuple(names),  # type: ignore[arg-type]
+        tuple(names),  # type: ignore[arg-type]  # names, or what stands for them
     )
 
 
@@ -155,7 +156,7 @@ def test_binding_gives_copies_of_the_arguments_and_none_leaves_the_row_alone():
     class Leaves(Factory):
         def for_request(self, arguments: object, params: SamplingParams) -> object:
             super().for_request(arguments, params)
-            arguments["ids"].append(2)  # type: ignore[index]
+            arguments["ids"].append(2)  # type: ignore[index]  # a list, here
             return None
 
     factory = Leaves(force(1))

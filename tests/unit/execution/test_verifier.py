@@ -64,11 +64,12 @@ def assign(
         str(slot),
         [*PROMPT, *output],
         len(PROMPT),
-        SamplingParams(max_tokens=99, **params),  # type: ignore[arg-type]
+        SamplingParams(max_tokens=99, **params),  # type: ignore[arg-type]  # fields by name
         100 + slot,
         STOPS,
         names,
     )
+    # for mypy: a fake
     loaded = {"history": LoadedProcessor("history", "plugin-h", "plugin 'plugin-h'", Factory(process))}  # type: ignore[arg-type]
     state.assign(slot, given, ProcessorTable(loaded, PluginCalls().call).bind(given) if names else None)
 

@@ -62,7 +62,7 @@ class Context:
 
 def make_state(variant: Mapping[str, float]) -> SamplingState:
     state = SamplingState(BATCH, V)
-    params = SamplingParams(**variant)  # type: ignore[arg-type]
+    params = SamplingParams(**variant)  # type: ignore[arg-type]  # fields by name
     for slot in range(BATCH):
         state.assign(slot, SlotAssignment(slot, str(slot), [0], 1, params, 0, frozenset()))
     return state
@@ -131,10 +131,12 @@ def p_values(context: Context, count: int, draft: Draft) -> tuple[float, float]:
     """Of first tokens, and of second tokens given the first; drafts must be accepted and rejected."""
     first, second, accepted = draw_pairs(context, count, draft)
     assert 0.02 < accepted < 0.98, "nothing was accepted, or all"
+    # for mypy: fields by name
     found = chi_square(np.bincount(first, minlength=V), target(context.first.numpy(), **context.variant))  # type: ignore[arg-type]
     statistic, freedom = 0.0, 0
     for token in np.unique(first):
         counts = np.bincount(second[first == token], minlength=V)
+        # for mypy: fields by name
         part = chi_square(counts, target(context.second[token].numpy(), **context.variant))  # type: ignore[arg-type]
         statistic, freedom = statistic + part[0], freedom + part[1]
     return tail(*found), tail(statistic, freedom)
@@ -155,7 +157,7 @@ def test_a_wrong_distribution_is_found() -> None:
     """A shift of three hundredths between two tokens is seen in the small sample."""
     context = Context.make(0)
     first, _, _ = draw_pairs(context, 10_000, one_hot)
-    wanted = target(context.first.numpy(), **context.variant)  # type: ignore[arg-type]
+    wanted = target(context.first.numpy(), **context.variant)  # type: ignore[arg-type]  # fields by name
     biased = wanted.copy()
     biased[np.argsort(wanted)[-2:]] += (-0.03, 0.03)
     assert tail(*chi_square(np.bincount(first, minlength=V), biased)) < 1e-6

@@ -26,7 +26,8 @@ def poisoned_memory() -> Iterator[None]:
 def mended_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the interpreter multiply and round bfloat16 as GPUs do, and refuse addresses beyond the arguments.
 
-    It multiplies bit patterns, cuts bits off instead of rounding, and reads anywhere.
+    It multiplies bit patterns, cuts bits off instead of rounding, and reads anywhere. It also puts its own functions
+    into `triton.language` at each call of a device function, which took most of its time: once a launch is enough.
     """
     import triton
     import triton.language as tl
@@ -38,7 +39,9 @@ def mended_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     multiply, load, store = builder.create_dot, builder.create_masked_load, builder.create_masked_store
     convert, prepare = interpreter._convert_float, executor._init_args_hst
+    patch_language = interpreter._patch_lang
     memory: list[tuple[int, int]] = []
+    patched: set[int] = set()
 
     def widened(handle: Any) -> Any:
         if handle.dtype.scalar != tl.bfloat16:
@@ -55,10 +58,20 @@ def mended_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     def remember(self: Any, arguments: Any, keywords: Any) -> Any:
         found = prepare(self, arguments, keywords)
         memory[:] = [span(value) for value in found[0] if isinstance(value, Tensor)]
+        patched.clear()  # the end of a launch takes them out again
         return found
 
+    def patch_once(function: Any) -> Any:
+        modules = {id(value) for value in function.__globals__.values() if value is tl or value is tl.core}
+        if modules <= patched:
+            return interpreter._LangPatchScope()
+        patched.update(modules)
+        return patch_language(function)
+
     def check(pointers: Any, mask: Any) -> None:
-        places = np.unique(pointers.data[mask.data.astype(bool)]).astype(np.int64)
+        places = pointers.data[mask.data.astype(bool)].astype(np.int64)
+        if not places.size or any(start <= places.min() and places.max() < end for start, end in memory):
+            return  # in one of the arguments, as nearly always
         inside = np.zeros(places.shape, dtype=bool)
         for start, end in memory:
             inside |= (places >= start) & (places < end)
@@ -72,6 +85,7 @@ def mended_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         check(pointers, mask)
         return store(self, pointers, value, mask, *rest)
 
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
     monkeypatch.setattr(executor, "_init_args_hst", remember)
     monkeypatch.setattr(interpreter, "_convert_float", rounded)
     monkeypatch.setattr(builder, "create_masked_load", checked_load)

@@ -68,6 +68,27 @@ def test_head_sizes_and_groups(heads: int, kv_heads: int, head_size: int, dtype:
     check(make_case([(1, 70), (1, 13), (3, 9)], shape), params)
 
 
+@pytest.mark.parametrize("head_size", [64, 96, 128, 256])
+@pytest.mark.parametrize("heads", [1, 3, 4, 6, 8, 14, 16, 17])
+def test_tiles_of_16_tokens(heads: int, head_size: int, threads: int) -> None:
+    """Where blocks hold multiples of 16 tokens, AMX serves up to 16 query heads to a KV head."""
+    rows = [(1, 16), (1, 17), (1, 1), (1, 611), (2, 20), (1, 47)]
+    shape = Shape(2 * heads, 2, head_size, 32, dtype=torch.bfloat16)
+    check(make_case(rows, shape), AttentionParams(2 * heads, 2, head_size, head_size**-0.5))
+
+
+@pytest.mark.parametrize("window", [None, 1, 19, 300])
+@pytest.mark.parametrize("has_alibi", [False, True])
+@pytest.mark.parametrize("logit_cap", [None, 1.5])
+def test_traits_in_tiles_of_16_tokens(
+    window: int | None, has_alibi: bool, logit_cap: float | None, threads: int
+) -> None:
+    slopes = (0.5, 0.25, 0.125, 0.0625, 0.03, 0.01) if has_alibi else None
+    params = AttentionParams(6, 2, 64, 0.125, window=window, alibi_slopes=slopes, logit_cap=logit_cap)
+    rows = [*ROWS["decodes"], *ROWS["long"]]
+    check(make_case(rows, Shape(6, 2, 64, 16, dtype=torch.bfloat16)), params)
+
+
 @pytest.mark.parametrize("is_fused", [True, False])
 def test_layouts(is_fused: bool) -> None:
     shape = Shape(6, 2, 16, 4, dtype=torch.float32, is_fused=is_fused)
@@ -150,7 +171,7 @@ def test_pieces_cover_every_context_once(context_lens: list[int], threads: int) 
     seen = {row: np.zeros(length, dtype=int) for row, length in enumerate(context_lens)}
     partials: dict[int, list[int]] = {}
     for row, first, last, partial in tasks.tolist():
-        assert first < last
+        assert first < last and first % 16 == 0
         seen[row][first:last] += 1
         partials.setdefault(row, []).append(partial)
     assert all((counts == 1).all() for counts in seen.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,8 +25,14 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
 
 
 def test_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the sources, that is; of all of them whatever calls a kernel makes a library."""
+    package = tmp_path / "package"
+    for name in ("native", "rms_norm"):
+        shutil.copytree(build._PACKAGE / name, package / name)
+    monkeypatch.setattr(build, "_PACKAGE", package)
     first = build_library(environment(tmp_path), None)
-    assert ctypes.CDLL(str(first)).quire_rms_norm
+    library = ctypes.CDLL(str(first))
+    assert library.quire_rms_norm and library.quire_bfloat16_instructions
     assert [path.name for path in first.parent.iterdir()] == [first.name], "no leftovers"
 
     def refuse(*_: object) -> None:
@@ -33,7 +40,10 @@ def test_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(build, "_compile", refuse)
     assert build_library(environment(tmp_path), None) == first
-    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="compiled again"):
+        patch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
+        build_library(environment(tmp_path), None)
+    (package / "native" / "team.h").write_text("/* other threads */")
     with pytest.raises(AssertionError, match="compiled again"):
         build_library(environment(tmp_path), None)
 

@@ -20,8 +20,8 @@ REFUSAL = support.fp8_refusal(DeviceInfo("cpu"), "bfloat16")
 if REFUSAL is not None:
     pytest.skip(REFUSAL, allow_module_level=True)
 
-from quire_kernels.fp8_linear import native  # noqa: E402
-from quire_kernels.fp8_linear.native import fp8_linear  # noqa: E402
+from quire_kernels.fp8_linear import native  # noqa: E402  # skipped above where there are no kernels
+from quire_kernels.fp8_linear.native import fp8_linear  # noqa: E402  # skipped above where there are no kernels
 
 
 @pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"], autouse=True)

@@ -18,7 +18,7 @@ if REFUSAL is not None:
     pytest.skip(REFUSAL, allow_module_level=True)
 
 from quire_kernels.paged_attention.native import NativePagedAttention, NativeStep  # noqa: E402  # it binds the library
-from quire_kernels.paged_attention.tasks import MAX_USERS, cut_contexts, find_shared  # noqa: E402
+from quire_kernels.paged_attention.tasks import MAX_USERS, cut_contexts, find_shared  # noqa: E402  # likewise
 
 LIMITS = range(bfloat16.DOT_PRODUCTS, bfloat16.instructions() + 1)
 

@@ -19,6 +19,7 @@ REFUSAL = support.int8_refusal(DeviceInfo("cpu"), "bfloat16")
 if REFUSAL is not None:
     pytest.skip(REFUSAL, allow_module_level=True)
 
+# skipped above where there are no kernels
 from quire_kernels.w8a8_linear.native import MAX_INPUTS, multiply, w8a8_linear  # noqa: E402
 
 DTYPES = (torch.bfloat16, torch.float32)

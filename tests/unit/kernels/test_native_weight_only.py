@@ -20,7 +20,7 @@ REFUSAL = bfloat16.vectors_refusal(DeviceInfo("cpu"), "bfloat16")
 if REFUSAL is not None:
     pytest.skip(REFUSAL, allow_module_level=True)
 
-from quire_kernels.native.weight_only import WeightOnlyLinear  # noqa: E402
+from quire_kernels.native.weight_only import WeightOnlyLinear  # noqa: E402  # skipped above where there are no kernels
 
 ALL = range(bfloat16.VECTORS, bfloat16.instructions() + 1)
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33, 64, 65, 100, 300)

@@ -16,13 +16,13 @@ REFUSAL = bfloat16.vectors_refusal(DeviceInfo("cpu"), "bfloat16")
 if REFUSAL is not None:
     pytest.skip(REFUSAL, allow_module_level=True)
 
-from quire_kernels.layer_norm.native import add_layer_norm  # noqa: E402
+from quire_kernels.layer_norm.native import add_layer_norm  # noqa: E402  # skipped above where there are no kernels
 from quire_kernels.linear.native import NativeLinear  # noqa: E402  # it binds the library when imported
-from quire_kernels.replay.fusion import fuse  # noqa: E402
-from quire_kernels.replay.program import Program  # noqa: E402
-from quire_kernels.replay.recorder import Recorder  # noqa: E402
-from quire_kernels.rms_norm.native import add_rms_norm  # noqa: E402
-from quire_kernels.silu_and_mul.native import silu_and_mul  # noqa: E402
+from quire_kernels.replay.fusion import fuse  # noqa: E402  # skipped above where there are no kernels
+from quire_kernels.replay.program import Program  # noqa: E402  # skipped above where there are no kernels
+from quire_kernels.replay.recorder import Recorder  # noqa: E402  # skipped above where there are no kernels
+from quire_kernels.rms_norm.native import add_rms_norm  # noqa: E402  # skipped above where there are no kernels
+from quire_kernels.silu_and_mul.native import silu_and_mul  # noqa: E402  # skipped above where there are no kernels
 
 SIZE, WIDE = 96, 160
 TOKENS = (1, 2, 17, 64, 129, 600)
@@ -209,3 +209,22 @@ def test_a_normed_sum_that_is_not_of_a_layer_alone() -> None:
         return add_rms_norm(linear(x, square, None, SIZE), wide[:, SIZE:], factor, 1e-5)[0]
 
     check(of_columns, 5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_normed_sum_that_begins_a_layer(norm: str) -> None:
+    """Its sum is done by the last linear of the layer before; the norm stays where the layer begins."""
+    linear, square, factor = NativeLinear(), weight(SIZE, SIZE), torch.randn(SIZE).bfloat16()
+    x = torch.randn(13, SIZE).bfloat16()
+    recorder = Recorder(13, given=x)
+    with torch.inference_mode(), recorder:
+        stream = linear(x, square, None, SIZE)
+        added = linear(stream, square, None, SIZE)
+        mark = len(recorder.calls)
+        normed, total = NORMS[norm](stream, added, factor)
+        result = recorder.find((normed * total).data_ptr())
+    assert result is not None
+    fused = fuse(recorder.calls, recorder.buffers, [mark], result)
+    kernel = norm.removesuffix(" with bias")
+    assert [call.kernel.name for call in fused.calls] == ["linear", "linear", kernel, "combine"]
+    assert fused.marks == [2] and not fused.calls[2].arguments.residual

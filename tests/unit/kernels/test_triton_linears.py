@@ -143,7 +143,7 @@ class TestPlans:
     ],
 )
 def test_support(device: DeviceInfo, dtype: str, reason: str | None) -> None:
-    found = triton_refusal(device, dtype)  # type: ignore[arg-type]
+    found = triton_refusal(device, dtype)  # type: ignore[arg-type]  # a name of a dtype
     assert found is None if reason is None else reason in (found or "")
 
 

@@ -210,13 +210,14 @@ def _cuda_resources(binary: bytes) -> tuple[int, int]:
         tool = Path(nvidia.__path__[0]) / "bin" / "cuobjdump"
         command = [str(tool), "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # for mypy: the tool prints it
     found = {key: int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "LOCAL", "STACK")}  # type: ignore[index]
     return found["REG"], found["LOCAL"] + found["STACK"]
 
 
 def _hip_resources(text: str) -> tuple[int, int]:
     registers, spilled = (
-        int(re.search(rf"\.{key}:\s+(\d+)", text)[1])  # type: ignore[index]
+        int(re.search(rf"\.{key}:\s+(\d+)", text)[1])  # type: ignore[index]  # the tool prints it
         for key in ("vgpr_count", "vgpr_spill_count")
     )
     return registers, 4 * spilled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -26,6 +27,18 @@ KINDS: tuple[KVCacheDTypeName, ...] = ("fp8_e4m3", "int8")
 STEPS = ((("a", 1), ("b", 17)), (("a", 3), ("b", 1), ("c", 1)))
 
 
+def halves(*choices: Sequence[object]) -> list[object]:
+    """The product, half of it nightly. All pairs of two choices' values are in the other half."""
+    cases = itertools.product(*map(enumerate, choices))
+    return [
+        pytest.param(
+            *(value for _, value in case),
+            marks=[pytest.mark.nightly] if sum(place for place, _ in case) % 2 else [],
+        )
+        for case in cases
+    ]
+
+
 class Suite(AttentionBackendConformance):
     backend = "quire_kernels.paged_attention.triton:TritonPagedAttention"
 
@@ -43,13 +56,15 @@ def heads_of_all_kinds(num_tokens: int, num_heads: int, head_size: int, dtype: t
     return x.to(dtype)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("num_heads", "head_size"), [(3, 5), (2, 33), (1, 64)])
+@pytest.mark.parametrize(
+    ("kind", "dtype", "heads"),
+    halves(KINDS, (torch.float32, torch.float16, torch.bfloat16), ((3, 5), (2, 33), (1, 64))),
+)
 def test_writes_the_bytes_of_the_reference(
-    kind: KVCacheDTypeName, dtype: torch.dtype, num_heads: int, head_size: int
+    kind: KVCacheDTypeName, dtype: torch.dtype, heads: tuple[int, int]
 ) -> None:
     """Padding stays what it was; where a scale is not finite, elements do not matter."""
+    num_heads, head_size = heads
     params = AttentionParams(2 * num_heads, num_heads, head_size, 0.3, kv_cache_dtype=kind)
     key = heads_of_all_kinds(40, num_heads, head_size, dtype)
     value = heads_of_all_kinds(40, num_heads, head_size, dtype).flip(0)
@@ -84,9 +99,9 @@ def test_attends_to_quantized_caches(kind: KVCacheDTypeName, dtype: DTypeName) -
 
 
 @pytest.mark.skipif(not IS_INTERPRETED, reason="the suite's tensors are on the CPU")
-@pytest.mark.parametrize("kind", ["auto", *KINDS])
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("kind", "interleaved", "dtype"), halves(("auto", *KINDS), (False, True), ("bfloat16", "float32"))
+)
 def test_rotates_to_the_last_bit(kind: KVCacheDTypeName, dtype: DTypeName, *, interleaved: bool) -> None:
     """All of a head of 16, 12 features of one of 20."""
     for layer in (

@@ -47,8 +47,10 @@ def test_any_parameters(
         assert_equal_to_the_reference(logits.to(dtype), rows)
 
 
-def test_a_large_vocabulary() -> None:
-    logits, _ = random_rows(50257, 5, 4)
+@pytest.mark.parametrize("size", [3 * 4096 + 1, pytest.param(50257, marks=pytest.mark.nightly)])
+def test_a_large_vocabulary(size: int) -> None:
+    """Of several blocks, the last one of a single token, and more candidates than the list has places."""
+    logits, _ = random_rows(size, 5, 4)
     rows = [
         Params(1.0, draw=0.3),
         Params(0.0),

@@ -49,7 +49,7 @@ def compare(host: PluginHost) -> Compare:
             0, 97, (prompt_len + num_steps,), generator=torch.Generator().manual_seed(1)
         ).tolist()
         expected = oracle_logits(folder, ids, prompt_len, dtype)
-        sequence = SequenceForward(folder, dtype, host=host)  # type: ignore[arg-type]
+        sequence = SequenceForward(folder, dtype, host=host)  # type: ignore[arg-type]  # a name of a dtype
         size = chunk or prompt_len
         rows = [
             sequence.logits(ids[start : min(start + size, prompt_len)], prompt_len)

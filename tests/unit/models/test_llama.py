@@ -97,7 +97,7 @@ def test_rope_types_agree_with_transformers(tmp_path: Path, compare: Callable[..
 
 def to_older_spelling(config: dict[str, object]) -> dict[str, object]:
     older = dict(config)
-    parameters = dict(config["rope_parameters"])  # type: ignore[call-overload]
+    parameters = dict(config["rope_parameters"])  # type: ignore[call-overload]  # a dict of JSON
     del older["rope_parameters"]
     older["rope_theta"] = parameters.pop("rope_theta")
     parameters["type"] = parameters.pop("rope_type")

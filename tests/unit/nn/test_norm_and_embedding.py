@@ -28,7 +28,7 @@ def test_rms_norm_rounds_as_transformers(dtype: str) -> None:
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     oracle, module = LlamaRMSNorm(16, eps=1e-3), RMSNorm(16, 1e-3, context(dtype))
-    oracle.to(torch_dtype(dtype))  # type: ignore[arg-type]
+    oracle.to(torch_dtype(dtype))  # type: ignore[arg-type]  # a name of a dtype
     oracle.weight.data.normal_()
     module.weight.data.copy_(oracle.weight.data)
     x = torch.randn(5, 16, dtype=module.weight.dtype)
@@ -72,6 +72,6 @@ def test_embedding() -> None:
 def test_dtypes_and_devices() -> None:
     assert torch_dtype("bfloat16") == torch.bfloat16
     with pytest.raises(ConfigError, match="'int8'"):
-        torch_dtype("int8")  # type: ignore[arg-type]
+        torch_dtype("int8")  # type: ignore[arg-type]  # to be refused
     assert torch_device(DeviceInfo("cpu")) == torch.device("cpu")
     assert torch_device(DeviceInfo("cuda", 1)) == torch.device("cuda:1")

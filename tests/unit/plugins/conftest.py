@@ -90,7 +90,7 @@ def plugin() -> Callable[..., types.ModuleType]:
     ) -> types.ModuleType:
         module = types.ModuleType(name)
         info = info or PluginInfo(api=">=1,<2")
-        module.quire_plugin_info = hookimpl(lambda: info)  # type: ignore[attr-defined]
+        module.quire_plugin_info = hookimpl(lambda: info)  # type: ignore[attr-defined]  # a module made here
         for hook, function in hooks.items():
             setattr(module, f"quire_{hook}", hookimpl(function))
         return module

@@ -18,10 +18,27 @@ def render() -> str:
     folder = Path(quire.api.__file__).parent
     lines: list[str] = []
     for path in sorted(folder.glob("*.py")):
-        found = list(_module(ast.parse(path.read_text(encoding="utf-8"))))
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found = [*_passed_on(tree), *_module(tree)]
         if found:
             lines += [f"[{path.stem}]", *found, ""]
     return "\n".join(lines)
+
+
+def _passed_on(tree: ast.Module) -> Iterator[str]:
+    """Names of other modules that this one lists in `__all__`: they are public here too."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names if alias.name in _listed(tree)]
+            if names:
+                yield f"from {node.module} import {', '.join(names)}"
+
+
+def _listed(tree: ast.Module) -> list[str]:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return [str(name) for name in ast.literal_eval(node.value)]
+    return []
 
 
 def _module(tree: ast.Module) -> Iterator[str]:

@@ -152,6 +152,6 @@ def test_pluggys_own_order_is_refused(plugin: Plugin, host_of: HostOf, mark: str
         return (yield)
 
     wrapping = plugin("p")
-    wrapping.quire_register_models = hookimpl(answer, **{mark: True})  # type: ignore[call-overload]
+    wrapping.quire_register_models = hookimpl(answer, **{mark: True})  # type: ignore[call-overload]  # a mark by name
     with pytest.raises(PluginError, match=f"{mark}=True.*PluginInfo.before"):
         host_of(wrapping)

@@ -29,7 +29,7 @@ CALLS: dict[str, Callable[[PluginHost], object]] = {
     "quire_resolve_model": lambda host: host.resolve_model("x"),
     "quire_open_checkpoint": lambda host: host.open_checkpoint(Path("/x")),
     "quire_check_config": lambda host: host.check_config(CONFIG, DEVICE),
-    "quire_prepare_model": lambda host: host.prepare_model(SimpleNamespace(), CONFIG),  # type: ignore[arg-type]
+    "quire_prepare_model": lambda host: host.prepare_model(SimpleNamespace(), CONFIG),  # type: ignore[arg-type]  # a stand-in
     "quire_create_observers": lambda host: host.create_observers(CONFIG),
     "quire_engine_started": lambda host: host.engine_started(INFO),
     "quire_engine_stopping": lambda host: host.engine_stopping(INFO, None),
@@ -194,7 +194,7 @@ def test_arguments_cannot_be_changed(
         calls += 1
         if calls == at:
             if argument == "config":
-                value.plugins.options["stolen"] = {}  # type: ignore[attr-defined]
+                value.plugins.options["stolen"] = {}  # type: ignore[attr-defined]  # to be refused
             setattr(value, "model" if argument != "device" else "type", "stolen")
         return [] if hook in ("quire_check_config", "quire_create_observers") else None
 

@@ -39,7 +39,7 @@ CALLS: dict[str, Callable[[PluginHost], object]] = {
     "quire_resolve_model": lambda host: host.resolve_model("x"),
     "quire_open_checkpoint": lambda host: host.open_checkpoint(Path("/x")),
     "quire_check_config": lambda host: host.check_config(CONFIG, DEVICE),
-    "quire_prepare_model": lambda host: host.prepare_model(SimpleNamespace(), CONFIG),  # type: ignore[arg-type]
+    "quire_prepare_model": lambda host: host.prepare_model(SimpleNamespace(), CONFIG),  # type: ignore[arg-type]  # a stand-in
     "quire_create_observers": lambda host: host.create_observers(CONFIG),
     "quire_engine_started": lambda host: host.engine_started(INFO),
     "quire_engine_stopping": lambda host: host.engine_stopping(INFO, None),
@@ -59,7 +59,7 @@ ARGUMENTS: dict[str, tuple[Callable[[PluginHost], object], dict[str, object]]] =
         {"config": CONFIG, "device": DEVICE, "options": None},
     ),
     "quire_prepare_model": (
-        lambda host: host.prepare_model(MODEL, CONFIG),  # type: ignore[arg-type]
+        lambda host: host.prepare_model(MODEL, CONFIG),  # type: ignore[arg-type]  # a stand-in
         {"model": MODEL, "config": CONFIG, "options": None},
     ),
     "quire_create_observers": (
@@ -185,7 +185,7 @@ def test_every_plugin_gets_its_own_options_and_the_arguments_that_it_names(
     c = plugin("c", info=info, prepare_model=lambda options: seen.update(c=(options,)))
     host = host_of(a, b, c, options={"a": {"size": 5}})
     host.check_config(CONFIG, DEVICE)
-    host.prepare_model(SimpleNamespace(), CONFIG)  # type: ignore[arg-type]
+    host.prepare_model(SimpleNamespace(), CONFIG)  # type: ignore[arg-type]  # a stand-in
     assert seen == {"a": (CONFIG, Options(size=5)), "b": (DEVICE, None, CONFIG), "c": (Options(),)}
 
 

@@ -257,14 +257,14 @@ def test_resolve_model_names_the_plugin_that_fails(found: Found, answer: object)
 
 def test_a_module_made_in_a_script_is_a_plugin(found: Found) -> None:
     module = types.ModuleType("scripted")
-    module.quire_plugin_info = hookimpl(lambda: PluginInfo(api=">=1"))  # type: ignore[attr-defined]
-    module.quire_plugin_info.__name__ = "quire_plugin_info"  # type: ignore[attr-defined]
+    module.quire_plugin_info = hookimpl(lambda: PluginInfo(api=">=1"))  # type: ignore[attr-defined]  # a module made here
+    module.quire_plugin_info.__name__ = "quire_plugin_info"  # type: ignore[attr-defined]  # a module made here
 
     @hookimpl
     def quire_register_models() -> list[ModelSpec]:
         return [ModelSpec("ScriptForCausalLM", dict)]
 
-    module.quire_register_models = quire_register_models  # type: ignore[attr-defined]
+    module.quire_register_models = quire_register_models  # type: ignore[attr-defined]  # a module made here
     host = PluginHost.discover(extra_plugins=[module], discovery=found())
     assert host.models.registration("ScriptForCausalLM").plugin == "scripted"
 

@@ -45,7 +45,7 @@ class Required(BaseModel):
 
 
 def with_options(plugin: Plugin, options: object = Options, name: str = "p") -> ModuleType:
-    return plugin(name, info=PluginInfo(api=">=1", options=options))  # type: ignore[arg-type]
+    return plugin(name, info=PluginInfo(api=">=1", options=options))  # type: ignore[arg-type]  # right and wrong ones
 
 
 def test_options_are_validated_and_owned(plugin: Plugin, host_of: HostOf) -> None:
@@ -64,7 +64,7 @@ def test_the_model_may_be_named(plugin: Plugin, host_of: HostOf, site: Path) -> 
         "from pydantic import BaseModel\nclass Late(BaseModel):\n    size: int = 7\n"
     )
     host = host_of(with_options(plugin, "late_options:Late"), options={"p": {"size": 8}})
-    assert host.options("p").size == 8  # type: ignore[union-attr]
+    assert host.options("p").size == 8  # type: ignore[union-attr]  # its options model
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_nested_text_is_parsed_too(plugin: Plugin, host_of: HostOf) -> None:
 def test_the_schema_holds_every_enabled_plugins_options(plugin: Plugin, host_of: HostOf) -> None:
     schema = host_of(with_options(plugin), plugin("plain")).settings_schema()
     properties = schema["properties"]
-    assert set(properties) == set(PluginSettings.model_fields)  # type: ignore[call-overload]
-    options = properties["options"]["properties"]  # type: ignore[index]
+    assert set(properties) == set(PluginSettings.model_fields)  # type: ignore[call-overload]  # a dict of JSON
+    options = properties["options"]["properties"]  # type: ignore[index]  # a dict of JSON
     assert set(options) == {"p"}
     assert options["p"]["properties"]["size"]["maximum"] == 9
     assert options["p"]["additionalProperties"] is False

@@ -22,7 +22,7 @@ HostOf = Callable[..., PluginHost]
 
 
 def ordered(plugin: Plugin, name: str, **order: tuple[str, ...]) -> ModuleType:
-    return plugin(name, info=PluginInfo(api=">=1", **order))  # type: ignore[arg-type]
+    return plugin(name, info=PluginInfo(api=">=1", **order))  # type: ignore[arg-type]  # fields by name
 
 
 def test_without_wishes_the_order_is_by_name_core_first(make_plugin: MakePlugin, found: Found) -> None:

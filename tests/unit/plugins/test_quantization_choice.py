@@ -124,6 +124,7 @@ def test_equal_claims_of_two_plugins_are_settled_by_the_user() -> None:
 
 @pytest.mark.parametrize("answer", [True, 3])
 def test_supports_answers_with_a_reason(answer: object) -> None:
+    # for mypy: wrong on purpose
     spec = QuantizationSpec("odd", "x:Y", quant_methods=("odd",), supports=lambda request: answer)  # type: ignore[arg-type,return-value]
     with pytest.raises(PluginError, match="supports\\(\\) answered"):
         choose("odd", entries=[Registration(spec, "odd", "odd", "1")])
@@ -140,6 +141,7 @@ def test_supports_that_raises_is_named() -> None:
 
 def test_the_order_of_claims() -> None:
     order: dict[str, list[Registration]] = claim_order(FORMATS)
+    # for mypy: a spec with a name; short
     name: Callable[[Registration], str] = lambda item: item.spec.name  # type: ignore[attr-defined]  # noqa: E731
     assert {label: [name(item) for item in entries] for label, entries in order.items()} == {
         "": ["int8"],

@@ -79,10 +79,10 @@ def test_parsers_are_named_timed_and_know_the_request(plugin: Plugin, host_of: H
         RuntimeError("secret"),
         SystemExit(1),
         "a text",
-        ParsedText(content=3),  # type: ignore[arg-type]
-        ParsedText(reasoning=b"x"),  # type: ignore[arg-type]
-        ParsedText(tool_calls=["call"]),  # type: ignore[list-item]
-        ParsedText(tool_calls=None),  # type: ignore[arg-type]
+        ParsedText(content=3),  # type: ignore[arg-type]  # wrong on purpose
+        ParsedText(reasoning=b"x"),  # type: ignore[arg-type]  # wrong on purpose
+        ParsedText(tool_calls=["call"]),  # type: ignore[list-item]  # wrong on purpose
+        ParsedText(tool_calls=None),  # type: ignore[arg-type]  # wrong on purpose
     ],
 )
 def test_what_a_parser_does_wrong_is_an_error_of_its_plugin(

@@ -173,11 +173,12 @@ def test_malformed_flags_are_named(arguments: tuple[str, ...]) -> None:
 
 
 def test_settings_are_read_only_all_the_way_down_and_copy() -> None:
+    # for mypy: of nested mappings
     settings = PluginSettings(options={"p": {"deep": {"x": [1]}}}, prefer={"op:x": "p"})  # type: ignore[dict-item]
     changes = [
-        lambda: settings.options["p"].update(a=1),  # type: ignore[attr-defined]
-        lambda: settings.options["p"]["deep"].__setitem__("x", 2),  # type: ignore[attr-defined]
-        lambda: settings.prefer.pop("op:x"),  # type: ignore[attr-defined]
+        lambda: settings.options["p"].update(a=1),  # type: ignore[attr-defined]  # to be refused
+        lambda: settings.options["p"]["deep"].__setitem__("x", 2),  # type: ignore[attr-defined]  # to be refused
+        lambda: settings.prefer.pop("op:x"),  # type: ignore[attr-defined]  # to be refused
         lambda: setattr(settings, "trace", True),
     ]
     before = settings.model_dump_json()

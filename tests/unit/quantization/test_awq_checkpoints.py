@@ -60,6 +60,7 @@ def test_method_named_in_the_settings(quantized_checkpoint: Checkpoint) -> None:
 def test_integers_are_bit_equal(quantized_checkpoint: Checkpoint) -> None:
     folder = quantized_checkpoint(NAME)
     with safe_open(folder / "own.safetensors", "pt") as file:
+        # a safetensors file is no dict
         stored = {key: file.get_tensor(key) for key in file.keys() if "layers.2." in key}  # noqa: SIM118
     sources = {key.rpartition(".")[0] for key in stored if key.endswith("qweight")}
     assert len(sources) == 7

@@ -36,7 +36,7 @@ def load(
 ) -> tuple[Layer, Loaded]:
     layer = make_awq_layer(layout)
     method = method_of(layout.config(), plugins=plugins)
-    return layer, load_linear(folder, method, {"out": layer}, **options)  # type: ignore[arg-type]
+    return layer, load_linear(folder, method, {"out": layer}, **options)  # type: ignore[arg-type]  # options by name
 
 
 def check(loaded: Loaded, weight: Tensor, rows: int = 5) -> None:

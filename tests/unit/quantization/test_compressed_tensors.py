@@ -108,7 +108,7 @@ def name_of(scheme: Scheme) -> str:
 def load(folder: Path, scheme: Scheme, **options: object) -> tuple[Layer, Loaded]:
     layer = make_ct_layer(scheme)
     method = method_of(scheme.config(), plugins=PLUGINS)
-    return layer, load_linear(folder, method, {"out": layer}, **options)  # type: ignore[arg-type]
+    return layer, load_linear(folder, method, {"out": layer}, **options)  # type: ignore[arg-type]  # options by name
 
 
 def product(scheme: Scheme, layer: Layer, x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def test_the_summary_names_method_and_op(tmp_path: Path, scheme: Scheme, method:
 def test_every_dtype(
     tmp_path: Path, kind: dict[str, object], scales_dtype: torch.dtype, dtype: torch.dtype
 ) -> None:
-    scheme = Scheme(scales_dtype=scales_dtype, **kind)  # type: ignore[arg-type]
+    scheme = Scheme(scales_dtype=scales_dtype, **kind)  # type: ignore[arg-type]  # options by name
     layer, loaded = load(tmp_path, scheme, dtype=dtype)
     check(scheme, layer, loaded, {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype])
 
@@ -295,6 +295,7 @@ def test_fine_grained_fp8(
     tmp_path: Path, label: str, block: tuple[int, int] | None, inputs: dict[str, object], is_scalar: bool
 ) -> None:
     strategy = "tensor" if block is None else "block"
+    # for mypy: options by name
     scheme = Scheme(strategy=strategy, block=block or (0, 0), input_activations=float_inputs(inputs), **FP8)  # type: ignore[arg-type]
     layer = make_ct_layer(scheme)
     if block is not None:
@@ -314,6 +315,7 @@ def test_fine_grained_fp8(
 def test_fp8_of_transformers_without_blocks(tmp_path: Path, is_static: bool) -> None:
     """ "weight_scale_inv" and "activation_scale" of no dimension."""
     inputs = float_inputs(TENSOR if is_static else TOKEN)
+    # for mypy: options by name
     scheme = Scheme(strategy="tensor", input_activations=inputs, scales_dtype=torch.float32, **FP8)  # type: ignore[arg-type]
     layer = make_ct_layer(scheme)
     names = {"weight_scale": "weight_scale_inv", "input_scale": "activation_scale"}

@@ -97,10 +97,10 @@ def test_the_tensors_and_not_the_status_say_whether_weights_are_quantized(status
 
 def test_older_spellings() -> None:
     block = FP8.group()
-    block["weights"] |= {"strategy": "block", "block_structure": "64x32"}  # type: ignore[operator]
+    block["weights"] |= {"strategy": "block", "block_structure": "64x32"}  # type: ignore[operator]  # a dict of JSON
     block["input_activations"] = None
     implied = W4.group()
-    implied["weights"]["strategy"] = None  # type: ignore[index]
+    implied["weights"]["strategy"] = None  # type: ignore[index]  # a dict of JSON
     for group in (block, implied):
         config = W4.config(config_groups={"group_0": group}, sparsity_config={"format": "dense"})
         method(config | {"transform_config": None, "kv_cache_scheme": None})

@@ -66,6 +66,7 @@ def test_integers_are_bit_equal(quantized_checkpoint: Checkpoint, name: str) -> 
     bits = int(name.partition("-w")[2][0])
     folder = quantized_checkpoint(name)
     with safe_open(folder / "own.safetensors", "pt") as file:
+        # a safetensors file is no dict
         stored = {key: file.get_tensor(key) for key in file.keys() if "layers.1." in key}  # noqa: SIM118
     model = SequenceForward(folder, host=host_of(METHODS["gptq-marlin"]))
     sources = {key.rpartition(".")[0] for key in stored if key.endswith("qweight")}

@@ -45,7 +45,7 @@ def name_of(layout: Layout) -> str:
 def load(folder: Path, layout: Layout, plugins: tuple[str, ...], **options: object) -> tuple[Layer, Loaded]:
     layer = make_layer(layout)
     method = method_of(layout.config(), plugins=plugins)
-    return layer, load_linear(folder, method, {"out": layer}, **options)  # type: ignore[arg-type]
+    return layer, load_linear(folder, method, {"out": layer}, **options)  # type: ignore[arg-type]  # options by name
 
 
 def check(loaded: Loaded, weight: Tensor, rows: int = 5) -> None:
@@ -228,7 +228,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's own
         result = func(*args, **(kwargs or {}))
         given = [value.untyped_storage().data_ptr() for value in args if isinstance(value, Tensor)]
         if isinstance(result, Tensor) and result.device.type == "cpu":

@@ -305,7 +305,7 @@ def test_tensors_after_processing_are_refused() -> None:
     (slot,) = weights.tensor_slots("a")
     weights.process_after_loading()
     with pytest.raises(RuntimeError, match="after process_after_loading"):
-        slot.store(torch.zeros(16, 8))  # type: ignore[misc]
+        slot.store(torch.zeros(16, 8))  # type: ignore[misc]  # not None, here
 
 
 def test_slices_of_inputs_on_groups_are_those_of_the_whole() -> None:
@@ -316,7 +316,7 @@ def test_slices_of_inputs_on_groups_are_those_of_the_whole() -> None:
         layer = Linear(shape)
         layer.assign([Int4Method(OPS, 32)])
         columns = slice(64 * rank, 64 * (rank + 1))
-        layer.tensor_slots("a")[0].store(weight[:, columns])  # type: ignore[misc]
+        layer.tensor_slots("a")[0].store(weight[:, columns])  # type: ignore[misc]  # not None, here
         assert torch.equal(weights_of(layer), whole[:, columns])
 
 

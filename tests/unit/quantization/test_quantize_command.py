@@ -203,7 +203,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def interrupted(*arguments: object) -> None:
         if next(calls) == number:
             raise KeyboardInterrupt
-        write(*arguments)  # type: ignore[arg-type]
+        write(*arguments)  # type: ignore[arg-type]  # passed on
 
     monkeypatch.setattr(compressed, "_write", interrupted)
 
@@ -218,7 +218,7 @@ def test_an_interrupted_run_goes_on(
 
     def counted(*arguments: object) -> object:
         titles.append(str(arguments[-1]))
-        return measure(*arguments)  # type: ignore[arg-type]
+        return measure(*arguments)  # type: ignore[arg-type]  # passed on
 
     monkeypatch.setattr(run, "measure_loss", counted)
     with monkeypatch.context() as patch:

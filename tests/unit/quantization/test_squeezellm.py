@@ -53,7 +53,7 @@ def make_method(dtype: DTypeName = "float64") -> SqueezeLLMMethod:
 @pytest.mark.parametrize("table_dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_layer(tmp_path: Path, dtype: torch.dtype, table_dtype: torch.dtype) -> None:
     layer = make_layer(dtype=table_dtype)
-    method = make_method(str(dtype)[6:])  # type: ignore[arg-type]
+    method = make_method(str(dtype)[6:])  # type: ignore[arg-type]  # a name of a dtype
     loaded = load_linear(tmp_path, method, {"a": layer}, dtype=dtype)
     x = torch.randn(5, 128, dtype=dtype)
     expected = x.double() @ layer.weight.t()

@@ -22,7 +22,7 @@ class CallParser:
     """Text after "!" is the arguments of a call of `add`; "?" ends thoughts, for the reasoning parser."""
 
     def __init__(self, context: ParserContext) -> None:
-        assert [tool["function"]["name"] for tool in context.tools] == ["add"]  # type: ignore[index]
+        assert [tool["function"]["name"] for tool in context.tools] == ["add"]  # type: ignore[index]  # JSON
         self.has_begun = False
 
     def push(self, text: str) -> ParsedText:
@@ -129,11 +129,19 @@ def test_a_chunk_of_a_stream_tells_of_one_call_at_most() -> None:
         """Two calls in the first text, none after."""
 
         def push(self, text: str) -> ParsedText:
-            calls = [ToolCallDelta(0, "add", "{}"), ToolCallDelta(1, "add", text), ToolCallDelta(1, None, "}")]
+            calls = [
+                ToolCallDelta(0, "add", "{}"),
+                ToolCallDelta(1, "add", text),
+                ToolCallDelta(1, None, "}"),
+            ]
             return ParsedText("both", "", calls)
 
-    server = FakeServer.of(FakeEngine(["{"]), tool_parsers={"calls": TwoCallsParser}, tool_call_parser="calls")
-    choices = [event["choices"][0] for event in server.events(PATH, messages=HI, tools=TOOLS, logprobs=True)[1:-1]]
+    server = FakeServer.of(
+        FakeEngine(["{"]), tool_parsers={"calls": TwoCallsParser}, tool_call_parser="calls"
+    )
+    choices = [
+        event["choices"][0] for event in server.events(PATH, messages=HI, tools=TOOLS, logprobs=True)[1:-1]
+    ]
     told = [[call["index"] for call in choice["delta"]["tool_calls"]] for choice in choices]
     assert told == [[0], [1, 1]]
     assert [choice["delta"].get("content") for choice in choices] == ["both", None]

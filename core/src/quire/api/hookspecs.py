@@ -120,7 +120,7 @@ def quire_plugin_info() -> PluginInfo:  # type: ignore[empty-body]  # a hookspec
 
 
 @hookspec
-def quire_register_models() -> list[ModelSpec]:  # type: ignore[empty-body]
+def quire_register_models() -> list[ModelSpec]:  # type: ignore[empty-body]  # as above
     """Register model architectures.
 
     When: once, at load.
@@ -132,7 +132,7 @@ def quire_register_models() -> list[ModelSpec]:  # type: ignore[empty-body]
 
 
 @hookspec
-def quire_register_quantizations() -> list[QuantizationSpec]:  # type: ignore[empty-body]
+def quire_register_quantizations() -> list[QuantizationSpec]:  # type: ignore[empty-body]  # as above
     """Register quantization methods.
 
     When: once, at load.
@@ -144,7 +144,7 @@ def quire_register_quantizations() -> list[QuantizationSpec]:  # type: ignore[em
 
 
 @hookspec
-def quire_register_drafters() -> list[DrafterSpec]:  # type: ignore[empty-body]
+def quire_register_drafters() -> list[DrafterSpec]:  # type: ignore[empty-body]  # as above
     """Register drafters of speculative decoding.
 
     When: once, at load.
@@ -156,7 +156,7 @@ def quire_register_drafters() -> list[DrafterSpec]:  # type: ignore[empty-body]
 
 
 @hookspec
-def quire_register_attention_backends() -> list[AttentionBackendSpec]:  # type: ignore[empty-body]
+def quire_register_attention_backends() -> list[AttentionBackendSpec]:  # type: ignore[empty-body]  # as above
     """Register attention backends.
 
     When: once, at load.
@@ -168,7 +168,7 @@ def quire_register_attention_backends() -> list[AttentionBackendSpec]:  # type: 
 
 
 @hookspec
-def quire_register_step_captures() -> list[StepCaptureSpec]:  # type: ignore[empty-body]
+def quire_register_step_captures() -> list[StepCaptureSpec]:  # type: ignore[empty-body]  # as above
     """Register ways to record a model's steps and replay them.
 
     When: once, at load.
@@ -180,7 +180,7 @@ def quire_register_step_captures() -> list[StepCaptureSpec]:  # type: ignore[emp
 
 
 @hookspec
-def quire_register_ops() -> list[OpSpec | OpImplSpec]:  # type: ignore[empty-body]
+def quire_register_ops() -> list[OpSpec | OpImplSpec]:  # type: ignore[empty-body]  # as above
     """Register ops and implementations of ops.
 
     When: once, at load.
@@ -192,7 +192,7 @@ def quire_register_ops() -> list[OpSpec | OpImplSpec]:  # type: ignore[empty-bod
 
 
 @hookspec
-def quire_register_policies() -> list[PolicySpec]:  # type: ignore[empty-body]
+def quire_register_policies() -> list[PolicySpec]:  # type: ignore[empty-body]  # as above
     """Register scheduling policies.
 
     When: once, at load.
@@ -204,7 +204,7 @@ def quire_register_policies() -> list[PolicySpec]:  # type: ignore[empty-body]
 
 
 @hookspec
-def quire_register_logits_processors() -> list[LogitsProcessorSpec]:  # type: ignore[empty-body]
+def quire_register_logits_processors() -> list[LogitsProcessorSpec]:  # type: ignore[empty-body]  # as above
     """Register logits processors.
 
     When: once, at load.
@@ -216,7 +216,7 @@ def quire_register_logits_processors() -> list[LogitsProcessorSpec]:  # type: ig
 
 
 @hookspec
-def quire_register_executors() -> list[ExecutorSpec]:  # type: ignore[empty-body]
+def quire_register_executors() -> list[ExecutorSpec]:  # type: ignore[empty-body]  # as above
     """Register executors.
 
     When: once, at load.
@@ -228,7 +228,7 @@ def quire_register_executors() -> list[ExecutorSpec]:  # type: ignore[empty-body
 
 
 @hookspec
-def quire_register_routes() -> list[RouteSpec]:  # type: ignore[empty-body]
+def quire_register_routes() -> list[RouteSpec]:  # type: ignore[empty-body]  # as above
     """Register HTTP routes of the server.
 
     When: once, at load.
@@ -240,7 +240,7 @@ def quire_register_routes() -> list[RouteSpec]:  # type: ignore[empty-body]
 
 
 @hookspec
-def quire_register_tool_parsers() -> list[ToolParserSpec]:  # type: ignore[empty-body]
+def quire_register_tool_parsers() -> list[ToolParserSpec]:  # type: ignore[empty-body]  # as above
     """Register parsers of tool calls.
 
     When: once, at load.
@@ -252,7 +252,7 @@ def quire_register_tool_parsers() -> list[ToolParserSpec]:  # type: ignore[empty
 
 
 @hookspec
-def quire_register_reasoning_parsers() -> list[ReasoningParserSpec]:  # type: ignore[empty-body]
+def quire_register_reasoning_parsers() -> list[ReasoningParserSpec]:  # type: ignore[empty-body]  # as above
     """Register parsers of reasoning.
 
     When: once, at load.
@@ -264,7 +264,7 @@ def quire_register_reasoning_parsers() -> list[ReasoningParserSpec]:  # type: ig
 
 
 @hookspec
-def quire_register_commands() -> list[CommandSpec]:  # type: ignore[empty-body]
+def quire_register_commands() -> list[CommandSpec]:  # type: ignore[empty-body]  # as above
     """Register commands of the command line.
 
     When: once, at load.
@@ -306,6 +306,7 @@ def quire_open_checkpoint(path: Path) -> CheckpointReader | None:
 
 
 @hookspec
+# for mypy: as above
 def quire_check_config(config: EngineConfig, device: DeviceInfo, options: object) -> list[ConfigProblem]:  # type: ignore[empty-body]
     """Look for settings that cannot work with this plugin.
 
@@ -340,7 +341,7 @@ def quire_prepare_model(model: Model, config: EngineConfig, options: object) -> 
 
 
 @hookspec
-def quire_create_observers(config: EngineConfig, options: object) -> list[EngineObserver]:  # type: ignore[empty-body]
+def quire_create_observers(config: EngineConfig, options: object) -> list[EngineObserver]:  # type: ignore[empty-body]  # as above
     """Make the observers of one engine.
 
     Args:

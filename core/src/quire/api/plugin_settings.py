@@ -126,5 +126,5 @@ def _merge_mappings(weak: Mapping[str, object], strong: Mapping[str, object]) ->
     for key, value in strong.items():
         old = merged.get(key)
         is_nested = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = {**old, **value} if is_nested else value  # type: ignore[dict-item]
+        merged[key] = {**old, **value} if is_nested else value  # type: ignore[dict-item]  # both are mappings
     return merged

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from quire.api.attention import AttentionBackend, AttentionParams
 from quire.api.batch import ForwardBatch
-from quire.api.protocols import AttentionBackend, AttentionParams
 
 if TYPE_CHECKING:
     from torch import Tensor

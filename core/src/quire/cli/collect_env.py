@@ -111,7 +111,7 @@ def _torch_facts() -> dict[str, object]:
         "torch_threads": torch.get_num_threads(),
         "torch_cuda": torch.version.cuda,
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "onednn": torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
+        "onednn": torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]  # torch has no types there
         "gpus": [
             {
                 "name": torch.cuda.get_device_name(index),

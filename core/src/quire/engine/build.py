@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -17,7 +17,7 @@ from quire.api.extensions import EngineInfo, ExtensionContext
 from quire.api.quantization import QuantizationRequest
 from quire.engine.draft_models import Target
 from quire.engine.engine import Engine
-from quire.engine.extensions import DEFAULT_POLICY, ExtensionLoader, LoadedPolicy
+from quire.engine.extensions import load_extensions
 from quire.engine.inputs import InputProcessor
 from quire.engine.logs import show_engine_log
 from quire.engine.model_loading import ModelFiles, allocating, load_model
@@ -32,9 +32,9 @@ from quire.execution.batch_builder import BatchLimits
 from quire.execution.capture import StepCaptures
 from quire.execution.device import detect_device
 from quire.execution.executor import InProcessExecutor
-from quire.execution.host_memory import BackgroundPages
 from quire.execution.kv_memory import KVBudget
 from quire.execution.model_builder import BuildSettings, BuiltModel
+from quire.execution.opaque import OpaqueCalls
 from quire.execution.processors import ProcessorTable
 from quire.execution.runner import ModelRunner
 from quire.execution.sampler import SamplingOps
@@ -52,20 +52,6 @@ from quire.scheduling.plan import SchedulerLimits
 from quire.scheduling.scheduler import Scheduler
 
 logger = logging.getLogger("quire")
-
-
-@dataclass(slots=True, frozen=True)
-class LoadedExtensions:
-    """What plugins bring that runs with requests.
-
-    Attributes:
-        failures: filled by the policy, emptied by the engine.
-    """
-
-    policy: LoadedPolicy
-    fallback_policy: LoadedPolicy
-    processors: ProcessorDesk
-    failures: dict[str, Exception]
 
 
 def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine:
@@ -100,7 +86,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     request = QuantizationRequest(quantization_config, device, dtype)
     quantization = choose_method(config.model.quantization, host, request, ops)
     chosen_drafter = choose_drafter(config, host)
-    extensions = _load_extensions(host, ExtensionContext(config, device, source.config.vocab_size))
+    extensions = load_extensions(host, ExtensionContext(config, device, source.config.vocab_size))
     combination = Combination(
         config=config,
         device=device,
@@ -125,9 +111,7 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
     limits = step_limits(config, budget, 0 if speculation is None else speculation.num_lookahead_tokens)
     table = ProcessorTable(extensions.processors.loaded, host.calls.call)
     with allocating("the KV cache and the step's buffers"):
-        runner = _make_runner(
-            settings, built, limits, budget, table, speculation, ops, prefaults=config.cache.prefault_kv_cache
-        )
+        runner = _make_runner(settings, built, limits, budget, table, speculation, ops)
         steps = _record_steps(runner, host, settings, budget, config)
     if speculation is not None:
         with allocating(
@@ -179,8 +163,15 @@ def build_engine(config: EngineConfig, host: PluginHost | None = None) -> Engine
             info=info,
         )
     )
-    host.engine_started(info)
+    _end_start(host, info, runner)
     return engine
+
+
+def _end_start(host: PluginHost, info: EngineInfo, runner: ModelRunner) -> None:
+    """Tell plugins, and begin what runs beside the engine: a start that fails before leaves no thread behind."""
+    host.engine_started(info)
+    if info.config.cache.prefault_kv_cache and info.device.type == "cpu":
+        runner.prefault()
 
 
 def _warn_of_unused(config: EngineConfig, host: PluginHost) -> None:
@@ -208,6 +199,7 @@ def _build_settings(
     op_registrations = [*host.ops.registrations(), *host.op_impls.registrations()]
     ops = OpTable(op_registrations, device, dtype, resolve_factory)
     backend = choose_attention_backend(host.attention_backends.registrations(), request, resolve_factory)
+    is_compiled = config.device.compile and not config.device.enforce_eager
     settings = BuildSettings(
         dtype=dtype,
         device=device,
@@ -215,19 +207,9 @@ def _build_settings(
         attention_backend=backend,
         max_model_len=max_model_len,
         kv_cache_dtype=cache_dtype,
+        opaque=OpaqueCalls(ops, backend) if is_compiled else None,
     )
     return settings, ops
-
-
-def _load_extensions(host: PluginHost, context: ExtensionContext) -> LoadedExtensions:
-    loader = ExtensionLoader(host, context)
-    failures: dict[str, Exception] = {}
-    return LoadedExtensions(
-        policy=loader.policy(context.config.scheduler.scheduling_policy, failures),
-        fallback_policy=loader.policy(DEFAULT_POLICY, failures),
-        processors=loader.processors(),
-        failures=failures,
-    )
 
 
 def _withhold_processors(host: PluginHost, combination: Combination, desk: ProcessorDesk) -> None:
@@ -265,7 +247,7 @@ def _record_steps(
     if config.device.enforce_eager:
         return "call by call (enforce_eager)"
     registrations = host.step_captures.registrations()
-    captures = StepCaptures(registrations, resolve_factory, settings.device, settings.dtype)
+    captures = StepCaptures(registrations, resolve_factory, settings.device, settings.dtype, settings.opaque)
     return runner.capture(budget.num_blocks, captures)
 
 
@@ -286,8 +268,6 @@ def _make_runner(
     processors: ProcessorTable,
     speculation: Speculation | None,
     ops: OpTable,
-    *,
-    prefaults: bool,
 ) -> ModelRunner:
     buffers = BatchLimits(
         max_num_seqs=limits.max_num_seqs,
@@ -300,7 +280,6 @@ def _make_runner(
     backend = settings.attention_backend
     make_speculator = None if speculation is None else partial(speculation.make_speculator, budget.num_blocks)
     sampling = SamplingOps.of(ops)
-    pages = BackgroundPages(caches) if prefaults and caches[0].device.type == "cpu" else None
     return ModelRunner(
         built.model,
         backend,
@@ -310,5 +289,4 @@ def _make_runner(
         processors,
         make_speculator,
         sampling,
-        pages=pages,
     )

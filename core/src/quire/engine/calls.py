@@ -7,7 +7,7 @@ import itertools
 import logging
 
 from quire.engine.child import EngineProcess
-from quire.engine.wire import Call, Reply
+from quire.engine.messages import Call, Reply
 
 logger = logging.getLogger("quire")
 

@@ -13,19 +13,15 @@ from pathlib import Path
 
 from quire.api.commands import EngineProcessOptions
 from quire.api.config import EngineConfig
-from quire.engine.wire import (
-    LENGTH,
+from quire.engine.messages import (
     Deltas,
     FromEngine,
     Heartbeat,
     Start,
     Stop,
     ToEngine,
-    WireError,
-    decode_from_engine,
-    encode,
-    frame_length,
 )
+from quire.engine.wire import LENGTH, WireError, decode_from_engine, encode, frame_length
 
 READ_AHEAD_BYTES = 1 << 20
 LONG_FRAME_BYTES = 1 << 17

@@ -112,6 +112,36 @@ class ExtensionLoader:
             raise PluginError(f"{point} {reference!r} of {describe_origin(entry)} failed: {what}") from error
 
 
+@dataclass(slots=True, frozen=True)
+class LoadedExtensions:
+    """What plugins bring that runs with requests.
+
+    Attributes:
+        failures: filled by the policy, emptied by the engine.
+    """
+
+    policy: LoadedPolicy
+    fallback_policy: LoadedPolicy
+    processors: ProcessorDesk
+    failures: dict[str, Exception]
+
+
+def load_extensions(host: PluginHost, context: ExtensionContext) -> LoadedExtensions:
+    """The policy that the settings name, the one that follows if it fails, and all logits processors.
+
+    Raises:
+        ConfigError, PluginError: as ExtensionLoader.
+    """
+    loader = ExtensionLoader(host, context)
+    failures: dict[str, Exception] = {}
+    return LoadedExtensions(
+        policy=loader.policy(context.config.scheduler.scheduling_policy, failures),
+        fallback_policy=loader.policy(DEFAULT_POLICY, failures),
+        processors=loader.processors(),
+        failures=failures,
+    )
+
+
 def names_of(plugins: frozenset[str], loaded: Mapping[str, LoadedProcessor]) -> list[str]:
     """The logits processors of some plugins."""
     return [name for name, processor in loaded.items() if processor.plugin in plugins]

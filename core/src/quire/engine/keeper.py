@@ -12,7 +12,7 @@ from quire.api.config import EngineConfig
 from quire.api.errors import EngineClosedError, QuireError
 from quire.engine.child import EngineProcess
 from quire.engine.launch import launch
-from quire.engine.wire import FromEngine
+from quire.engine.messages import FromEngine
 
 BACKOFF_S = 0.5
 STABLE_S = 30.0

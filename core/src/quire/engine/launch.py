@@ -9,7 +9,7 @@ from quire.api.commands import EngineProcessOptions
 from quire.api.config import EngineConfig
 from quire.api.errors import ConfigError, EngineClosedError
 from quire.engine.child import EngineProcess
-from quire.engine.wire import FromEngine, Heartbeat, Started, StartFailed
+from quire.engine.messages import FromEngine, Heartbeat, Started, StartFailed
 
 Launched = tuple[EngineProcess, EngineDescription]
 

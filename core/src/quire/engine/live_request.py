@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from quire.api.client import EngineRequest
 from quire.api.outputs import ChoiceDelta, OutputDelta, PositionLogprobs, RequestMetrics
 from quire.api.request import FinishReason
+from quire.engine.messages import Submit
 from quire.engine.unread import Unread
-from quire.engine.wire import Submit, encode, plain_params
+from quire.engine.wire import encode, plain_params
 
 
 class LiveRequest:

@@ -25,12 +25,10 @@ from quire.api.config import EngineConfig
 from quire.api.errors import CapacityError, EngineClosedError
 from quire.api.outputs import Metric, OutputDelta
 from quire.api.request import SamplingParams
-from quire.engine.pulse import Pulse
-from quire.engine.wire import (
+from quire.engine.messages import (
     Abort,
     Begun,
     Call,
-    Channel,
     Counters,
     Deltas,
     Forget,
@@ -45,9 +43,9 @@ from quire.engine.wire import (
     Stop,
     Submit,
     TakingIn,
-    WireError,
-    in_parts,
 )
+from quire.engine.pulse import Pulse
+from quire.engine.wire import Channel, WireError, in_parts
 from quire.execution.progress import PROGRESS
 
 if TYPE_CHECKING:

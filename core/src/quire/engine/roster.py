@@ -10,8 +10,8 @@ from quire.api.errors import PromptError, StepError
 from quire.api.request import FinishReason
 from quire.engine.child import EngineProcess
 from quire.engine.live_request import LiveRequest
+from quire.engine.messages import Abort, Forget
 from quire.engine.switches import Switches
-from quire.engine.wire import Abort, Forget
 
 SUSPICIOUS_DEATHS = 2
 FATAL_DEATHS = 2

@@ -15,7 +15,8 @@ from quire.api.specs import DrafterSpec, Registration
 from quire.api.speculation import Drafter, DrafterContext
 from quire.api.speculative_config import SpeculativeConfig
 from quire.engine.draft_models import DraftModelLoader, Target
-from quire.execution.drafting.control import AdaptiveControl, FixedControl
+from quire.execution.drafting.adaptive_control import AdaptiveControl
+from quire.execution.drafting.control import FixedControl
 from quire.execution.drafting.draft_model import DraftRuntime
 from quire.execution.drafting.draft_sampler import DraftSampler
 from quire.execution.drafting.guarded_drafter import GuardedDrafter, LoadedDrafter

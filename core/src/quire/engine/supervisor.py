@@ -20,10 +20,7 @@ from quire.engine.inputs import check_names
 from quire.engine.keeper import Keeper
 from quire.engine.launch import abandon, check_fingerprint, launch
 from quire.engine.live_request import LiveRequest
-from quire.engine.roster import Roster
-from quire.engine.switches import Switches
-from quire.engine.totals import Totals, ended_requests
-from quire.engine.wire import (
+from quire.engine.messages import (
     Begun,
     Counters,
     Deltas,
@@ -34,8 +31,11 @@ from quire.engine.wire import (
     Refused,
     Reply,
     TakingIn,
-    WireError,
 )
+from quire.engine.roster import Roster
+from quire.engine.switches import Switches
+from quire.engine.totals import Totals, ended_requests
+from quire.engine.wire import WireError
 from quire.loading.resolve import resolve_model_folder
 from quire.loading.tokenizer import Tokenizer
 from quire.plugins import PluginHost

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -18,6 +18,7 @@ from quire.api.specs import Registration, StepCaptureSpec
 from quire.api.step import BlockTableUpdate, PlanRow, SlotAssignment, StepPlan
 from quire.execution.batch_builder import BatchBuilder, BatchLimits
 from quire.execution.forward import run_head, run_layers
+from quire.execution.opaque import OpaqueCalls
 from quire.execution.progress import PROGRESS
 from quire.ops.support import origin, refusal_of
 from quire.ops.table import Resolve
@@ -44,10 +45,12 @@ class Captured:
     Attributes:
         steps: to be replayed; None: steps are run call by call.
         summary: for the log.
+        model: what is run instead of the given one; None: that one.
     """
 
     steps: CapturedSteps | None
     summary: str
+    model: Model | None = None
 
 
 class SampleSteps:
@@ -122,15 +125,17 @@ class StepCaptures:
     Attributes:
         registrations: of StepCaptureSpecs. resolve: imports what a spec names.
         device, dtype: of the model.
+        opaque: what its layers were built by, where it is to be compiled first; else None.
     """
 
     registrations: Sequence[Registration]
     resolve: Resolve
     device: DeviceInfo
     dtype: DTypeName
+    opaque: OpaqueCalls | None = None
 
     def record(self, model: Model, samples: SampleSteps, limits: BatchLimits) -> Captured:
-        """Let the best one that serves here record a model's steps, and compare what it replays.
+        """Compile a model where that is wished; let the best one that serves here record its steps, and compare.
 
         Args:
             model: loaded, with its KV caches bound; the caches' contents are overwritten.
@@ -140,6 +145,16 @@ class StepCaptures:
         Raises:
             PluginError: a step capture cannot be made, or failed by anything but a CaptureError.
         """
+        if self.opaque is None:
+            return self._record(model, samples, limits)
+        from quire.execution.compiled import compile_model  # imports torch's compiler, which takes its time
+
+        steps = (samples(rows) for rows in reversed(list(_fitting(samples))))
+        compiled = compile_model(model, self.opaque, steps)
+        captured = self._record(compiled.model, samples, limits)
+        return replace(captured, summary=f"{compiled.summary}; {captured.summary}", model=compiled.model)
+
+    def _record(self, model: Model, samples: SampleSteps, limits: BatchLimits) -> Captured:
         ranked = sorted(self.registrations, key=lambda entry: (-_spec(entry).priority, _spec(entry).name))
         refusals = [(entry, refusal_of(entry, self.device, self.dtype)) for entry in ranked]
         chosen = next((entry for entry, refusal in refusals if refusal is None), None)

@@ -62,19 +62,25 @@ def _describe_cuda(index: int) -> DeviceInfo:
 
 def _describe_cpu() -> DeviceInfo:
     model, capabilities = _cpu_model()
-    memory = psutil.virtual_memory()
-    total, free = int(memory.total), int(memory.available)
-    limit = _cgroup_limit(_CGROUP)
-    if limit is not None:
-        total, free = min(total, limit[0]), min(free, limit[0] - limit[1])
+    total, free = host_memory_bytes()
     return DeviceInfo(
         type="cpu",
         name=model,
         capabilities=capabilities,
         total_memory_bytes=total,
-        free_memory_bytes=max(0, free),
+        free_memory_bytes=free,
         num_threads=torch.get_num_threads(),
     )
+
+
+def host_memory_bytes() -> tuple[int, int]:
+    """The host's memory, all and free now; no more than the control group allows."""
+    memory = psutil.virtual_memory()
+    total, free = int(memory.total), int(memory.available)
+    limit = _cgroup_limit(_CGROUP)
+    if limit is not None:
+        total, free = min(total, limit[0]), min(free, limit[0] - limit[1])
+    return total, max(0, free)
 
 
 def _cpu_model() -> tuple[str, frozenset[str]]:

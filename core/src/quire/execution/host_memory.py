@@ -14,11 +14,15 @@ from collections.abc import Sequence
 import torch
 
 from quire.api.errors import CapacityError
+from quire.execution.device import host_memory_bytes
 
 logger = logging.getLogger(__name__)
 
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14: bring pages as if they were written, contents stay
 _SLICE_BYTES = 8 << 20
+_SLICES_PER_LOOK = 16
+_LEAST_FREE = 0.1
+"""Of all memory: what is left then is for others. The kernel would not refuse, but end a process."""
 
 
 def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
@@ -44,7 +48,7 @@ class BackgroundPages:
     """Brings the pages of KV caches, the first blocks first, so that steps do not wait for the kernel's zeroing.
 
     A thread does it that runs only on idle cores, in some seconds for gigabytes. It begins late, for the sake of
-    short runs, and gives up quietly where the kernel refuses (before Linux 5.14, or for want of memory).
+    short runs, and gives up quietly where the kernel refuses (before Linux 5.14) and where memory becomes short.
     """
 
     def __init__(self, caches: Sequence[torch.Tensor], delay_s: float = 1.0) -> None:
@@ -74,10 +78,17 @@ class BackgroundPages:
         caches, self._caches = self._caches, []
         if sys.platform != "linux" or self._is_stopped.wait(self._delay_s):
             return
-        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+        try:
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+        except OSError as error:
+            _tell(f"no idle priority: {error.strerror}")
+            return
         libc = ctypes.CDLL(None, use_errno=True)
         slices = 1 + sum(cache.nbytes for cache in caches) // _SLICE_BYTES
         for i in range(slices):
+            if i % _SLICES_PER_LOOK == 0 and _is_short():
+                _tell(f"less than {_LEAST_FREE:.0%} of the memory is free")
+                return
             for cache in caches:
                 first = cache.data_ptr() + cache.nbytes * i // slices
                 begin = first // mmap.PAGESIZE * mmap.PAGESIZE
@@ -85,6 +96,14 @@ class BackgroundPages:
                 if self._is_stopped.is_set():
                     return
                 if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _POPULATE_WRITE):
-                    reason = os.strerror(ctypes.get_errno())
-                    logger.debug("pages of the KV cache come when they are used: madvise: %s", reason)
+                    _tell(f"madvise: {os.strerror(ctypes.get_errno())}")
                     return
+
+
+def _is_short() -> bool:
+    total, free = host_memory_bytes()
+    return free < _LEAST_FREE * total
+
+
+def _tell(reason: str) -> None:
+    logger.debug("pages of the KV cache come when they are used: %s", reason)

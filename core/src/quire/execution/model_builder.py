@@ -14,6 +14,7 @@ from quire.api.errors import UnsupportedModelError
 from quire.api.protocols import AttentionBackend, AttentionParams, Model, ModelConfig, ModelFactory, Ops
 from quire.api.specs import WeightMap
 from quire.execution.host_memory import lazy_zeros
+from quire.execution.opaque import OpaqueCalls
 from quire.loading.linear_assignment import AssignLinears, assign_unquantized
 from quire.loading.weight_map import naming_module
 from quire.nn.attention import Attention
@@ -35,6 +36,7 @@ class BuildSettings:
         dtype: of weights and activations. ops: bound for `device` and `dtype`.
         kv_cache_dtype: which the attention backend serves.
         assign_linears: gives linear layers the methods that keep their weights.
+        opaque: of `ops` and `attention_backend`, for a model that is to be compiled; None: it is not.
     """
 
     dtype: DTypeName
@@ -44,6 +46,7 @@ class BuildSettings:
     max_model_len: int
     assign_linears: AssignLinears = assign_unquantized
     kv_cache_dtype: KVCacheDTypeName = "auto"
+    opaque: OpaqueCalls | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -95,7 +98,7 @@ class TorchBuildContext:
     def __init__(self, settings: BuildSettings) -> None:
         self.dtype = settings.dtype
         self.device = settings.device
-        self.ops = settings.ops
+        self.ops: Ops = settings.ops if settings.opaque is None else settings.opaque.ops
         self.max_model_len = settings.max_model_len
         self.attention_layers: list[Attention] = []
         self._settings = settings
@@ -107,7 +110,8 @@ class TorchBuildContext:
 
     def linear(self, in_features: int, parts: Mapping[str, int], *, bias: bool = False) -> nn.Module:
         """See BuildContext."""
-        return Linear(self._shape(in_features, parts, bias))
+        shape, opaque = self._shape(in_features, parts, bias), self._settings.opaque
+        return Linear(shape) if opaque is None else opaque.linear(shape)
 
     def embedding(self, num_embeddings: int, embedding_dim: int) -> nn.Module:
         """See BuildContext."""
@@ -123,7 +127,8 @@ class TorchBuildContext:
     def attention(self, params: AttentionParams) -> nn.Module:
         """See BuildContext."""
         params = replace(params, kv_cache_dtype=self._settings.kv_cache_dtype)
-        layer = Attention(params, self._settings.attention_backend)
+        backend, opaque = self._settings.attention_backend, self._settings.opaque
+        layer = Attention(params, backend) if opaque is None else opaque.attention(params, backend)
         self.attention_layers.append(layer)
         return layer
 

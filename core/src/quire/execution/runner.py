@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -56,7 +56,6 @@ class ModelRunner:
         make_speculator: called with this runner's parts; None: nothing is drafted.
         sampling_ops: what the sampler calls; None: the references.
         transfers: to the device; None: those of its type.
-        pages: what brings the caches' memory meanwhile; stopped at the end.
     """
 
     def __init__(
@@ -70,9 +69,8 @@ class ModelRunner:
         make_speculator: Callable[[RunnerParts], Speculator] | None = None,
         sampling_ops: SamplingOps | None = None,
         transfers: Transfers | None = None,
-        pages: BackgroundPages | None = None,
     ) -> None:
-        self._pages = pages
+        self._pages: BackgroundPages | None = None
         self._model = model
         self._backend = backend
         self._kv_caches = kv_caches
@@ -148,7 +146,7 @@ class ModelRunner:
             return StepResult(plan.step_id, [])
         results = self._run_rows(plan, begin)
         if self._speculator is not None and any(result.token_ids for result in results):
-            results = self._speculate(plan, results, time.perf_counter() - begin)
+            results = self._speculator.follow_up(plan, results, time.perf_counter() - begin)
         return StepResult(plan.step_id, results)
 
     @torch.inference_mode()
@@ -164,7 +162,7 @@ class ModelRunner:
         """
         samples = SampleSteps(self._builder, self._limits, num_blocks, self._backend, self._vocab_size)
         captured = captures.record(self._model, samples, self._limits)
-        self._pass.captured = captured.steps
+        self._pass = ModelPass(captured.model or self._model, captured.steps)
         release_freed_memory()
         return captured.summary
 
@@ -223,6 +221,10 @@ class ModelRunner:
         self.times.build_s += built_at - begin
         self.times.forward_s += time.perf_counter() - built_at
         return hidden, logits
+
+    def prefault(self) -> None:
+        """Bring the memory of the KV caches, on a CPU, in the background from now on."""
+        self._pages = BackgroundPages(self._kv_caches)
 
     def close(self) -> None:
         """Free weights and caches."""
@@ -283,24 +285,3 @@ class ModelRunner:
         for row, found in zip(rows, verified, strict=True):
             self._builder.set_tokens(row.slot, row.start + row.num_tokens - row.num_drafts, found.token_ids)
         return dict(zip(built.sampled_rows, verified, strict=True))
-
-    def _speculate(self, plan: StepPlan, results: list[RowResult], seconds: float) -> list[RowResult]:
-        """Let the drafter learn of the step, and propose for the next one."""
-        speculator = cast(Speculator, self._speculator)
-        sampled = [index for index, result in enumerate(results) if result.token_ids and result.error is None]
-        rows = [plan.rows[index] for index in sampled]
-        speculator.note(rows, [results[index].token_ids for index in sampled])
-        num_drafts = sum(row.num_drafts for row in plan.rows)
-        if len(plan.rows) + num_drafts == plan.num_tokens:
-            speculator.control.note_step(len(plan.rows), num_drafts, seconds)
-        slots = [row.slot for row in rows]
-        proposals = speculator.propose(slots) if plan.is_drafting and slots else None
-        if proposals is None:
-            return results
-        counts, share = proposals.num_drafts, proposals.seconds
-        return [
-            replace(result, num_drafts=counts[result.slot], propose_s=share)
-            if result.slot in counts
-            else result
-            for result in results
-        ]

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from quire.api.protocols import BuildContext
 from quire.nn.dtypes import torch_device, torch_dtype
 
+Stream = Tensor | tuple[Tensor, Tensor]
+"""What a layer may give to the next one: [T, E], or two tensors of that shape whose sum it is, left to a norm."""
+
 
 class RMSNorm(nn.Module):
     """`x / sqrt(mean(x^2) + eps)`, in float32, rounded to x's dtype, times the weight.
@@ -31,6 +34,10 @@ class RMSNorm(nn.Module):
         """The norm of `x + residual`, and the sum: the bits of an addition before `forward`, in one pass."""
         normed, total = self._add_op(x, residual, self.weight, self.eps)
         return normed, total
+
+    def of_stream(self, x: Stream) -> tuple[Tensor, Tensor]:
+        """The norm of what a layer is given, and that as one tensor; two are added and normed in one pass."""
+        return (self(x), x) if isinstance(x, Tensor) else self.of_sum(*x)
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
@@ -60,6 +67,10 @@ class LayerNorm(nn.Module):
         """The norm of `x + residual`, and the sum: the bits of an addition before `forward`, in one pass."""
         normed, total = self._add_op(x, residual, self.weight, self.bias, self.eps)
         return normed, total
+
+    def of_stream(self, x: Stream) -> tuple[Tensor, Tensor]:
+        """The norm of what a layer is given, and that as one tensor; two are added and normed in one pass."""
+        return (self(x), x) if isinstance(x, Tensor) else self.of_sum(*x)
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from quire.api.batch import DeviceInfo, DTypeName
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 REFERENCE = "reference"
 Resolve = Callable[[FactoryRef, Registration], object]
 """Turns a spec's reference into the object that it names, e.g. `quire.plugins.resolve_factory`."""
+Op = Callable[..., object]
 
 
 class UnknownOpError(PluginError, AttributeError):
@@ -87,6 +90,7 @@ class OpTable:
                 fails, or what was chosen cannot be imported or called.
         """
         self._ops: dict[str, Callable[..., Tensor]] = {}
+        self._references: dict[str, Callable[[], object]] = {}
         self._descriptions: list[OpDescription] = []
         known = list(registrations)
         specs = _op_specs(known)
@@ -101,8 +105,9 @@ class OpTable:
                     "is not callable"
                 )
             self._ops[name] = cast("Callable[..., Tensor]", function)
-            schema = cast(OpSpec, specs[name].spec).schema
-            self._descriptions.append(_describe(name, schema, ranked, chosen))
+            spec = cast(OpSpec, specs[name].spec)
+            self._references[name] = partial(resolve, spec.reference, specs[name])
+            self._descriptions.append(_describe(name, spec.schema, ranked, chosen))
 
     def __getattr__(self, name: str) -> Callable[..., Tensor]:
         """The op called `name`; raises UnknownOpError naming the registered ones."""
@@ -119,6 +124,19 @@ class OpTable:
         """The op called `name` where more than its reference serves it, else None."""
         bound = next((each.bound.name for each in self._descriptions if each.op == name), REFERENCE)
         return None if bound == REFERENCE else self._ops[name]
+
+    def replaced(self, make: Callable[[OpDescription, Op, Op], Op]) -> OpTable:
+        """A table like this one, of other functions.
+
+        Args:
+            make: gives what stands for an op, from its description, its bound implementation and its reference.
+        """
+        table = copy.copy(self)
+        table._ops = {}
+        for op in self._descriptions:
+            reference = cast(Op, self._references[op.op]())
+            table._ops[op.op] = cast("Callable[..., Tensor]", make(op, self._ops[op.op], reference))
+        return table
 
     def summary(self) -> str:
         """One line: the implementations that are not the reference, each with its ops."""

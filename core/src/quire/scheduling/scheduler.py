@@ -16,6 +16,7 @@ from quire.api.step import BlockTableUpdate, PlanRow, RowResult, StepPlan, StepR
 from quire.kvcache.block_manager import BlockManager
 from quire.scheduling.admission import Admission
 from quire.scheduling.damage import trace_damage
+from quire.scheduling.intake import ResultIntake, check_result
 from quire.scheduling.plan import (
     PlanBuilder,
     PlannedRow,
@@ -51,7 +52,7 @@ class Scheduler:
         self._admission = Admission(limits, block_manager)
         self._requests = TrackedRequests(limits.max_num_seqs, block_manager, policy)
         self._planner = Planner(self._requests, block_manager, self._admission, limits.num_lookahead_tokens)
-        self._speculation: SpeculationMetrics | None = None
+        self._intake = ResultIntake(self._requests)
         self._is_drafting = False
         self._in_flight: dict[int, list[PlannedRow]] = {}
         self._held_updates: list[BlockTableUpdate] = []
@@ -84,7 +85,7 @@ class Scheduler:
             num_hit_tokens=self.block_manager.num_hit_tokens,
             num_running=self.num_running,
             num_waiting=self.num_waiting,
-            speculation=self._speculation,
+            speculation=self._intake.speculation,
         )
 
     def add(self, request: Request) -> None:
@@ -120,8 +121,8 @@ class Scheduler:
     def set_drafting(self, is_drafting: bool) -> None:
         """Whether plans ask the runner for drafts, from the next step on."""
         self._is_drafting = is_drafting
-        if is_drafting and self._speculation is None:
-            self._speculation = SpeculationMetrics()
+        if is_drafting and self._intake.speculation is None:
+            self._intake.speculation = SpeculationMetrics()
 
     def schedule(self) -> StepPlan:
         """Plan the next step. A plan without rows has nothing else either, and needs no update."""
@@ -163,10 +164,14 @@ class Scheduler:
                 if state.num_planned == 0:
                     self._requests.release(state)
             elif not row.is_discarded:
-                update = self._apply(state, row.row, row_result)
+                update = self._intake.apply(state, row.row, row_result)
                 if update is not None:
                     updates.append(update)
         return updates
+
+    def note_steps_saved(self, request: Request, num_steps: int) -> None:
+        """The request kept so many accepted drafts of a step."""
+        self._intake.note_steps_saved(request, num_steps)
 
     def is_in_flight(self, plan: StepPlan) -> bool:
         """Whether nothing of the plan's result was taken in yet."""
@@ -215,60 +220,6 @@ class Scheduler:
     def _is_drafting_now(self) -> bool:
         most = self.limits.max_drafting_requests
         return self._is_drafting and (most is None or self.num_running <= most)
-
-    def _apply(self, state: RequestState, row: PlanRow, result: RowResult) -> RequestUpdate | None:
-        """Append a valid row's tokens and end the request where it should."""
-        prompt_logprobs = None
-        if result.prompt_logprobs is not None:
-            num_known = max(0, state.num_prompt_logprobs - row.start)
-            prompt_logprobs = result.prompt_logprobs[num_known:] or None
-            state.num_prompt_logprobs = max(
-                state.num_prompt_logprobs, row.start + len(result.prompt_logprobs)
-            )
-        request = state.request
-        if not row.is_sampled:
-            if prompt_logprobs is None:
-                return None
-            return RequestUpdate(request, [], prompt_logprobs=prompt_logprobs)
-        request.num_in_flight -= 1 + row.num_drafts
-        num_accepted = len(result.token_ids) - 1
-        if state.is_running:
-            request.num_computed_tokens -= row.num_drafts - num_accepted if row.num_drafts else 0
-            state.num_drafts = result.num_drafts if state.num_planned == 0 else 0
-        output, params = request.output_token_ids, request.params
-        new_token_ids = result.token_ids
-        reason = stop_reason = None
-        for index, token_id in enumerate(new_token_ids):
-            output.append(token_id)
-            if token_id in request.stop_token_ids and len(output) >= params.min_tokens:
-                reason = FinishReason.STOP
-                stop_reason = token_id if token_id in (params.stop_token_ids or ()) else None
-            elif len(request.prompt_token_ids) + len(output) >= request.max_total_tokens:
-                reason = FinishReason.LENGTH
-            if reason is not None:
-                new_token_ids = new_token_ids[: index + 1]
-                self._requests.end(state, reason, stop_reason, None)
-                break
-        logprobs = None if result.logprobs is None else result.logprobs[: len(new_token_ids)]
-        if row.num_drafts or result.propose_s:
-            self._count_drafts(request, row, num_accepted, result.propose_s)
-        return RequestUpdate(request, new_token_ids, logprobs, prompt_logprobs, reason is not None)
-
-    def note_steps_saved(self, request: Request, num_steps: int) -> None:
-        """The request kept so many accepted drafts of a step."""
-        for metrics in (request.speculation, self._speculation):
-            if metrics is not None:
-                metrics.num_steps_saved += num_steps
-
-    def _count_drafts(self, request: Request, row: PlanRow, num_accepted: int, propose_s: float) -> None:
-        if request.speculation is None:
-            request.speculation = SpeculationMetrics()
-        if self._speculation is None:
-            self._speculation = SpeculationMetrics()
-        for metrics in (request.speculation, self._speculation):
-            metrics.propose_s += propose_s
-            if row.num_drafts:
-                metrics.add_row(row.num_drafts, num_accepted)
 
     def _end_failed(
         self, plan: StepPlan, rows: list[PlannedRow], failures: dict[RequestState, RowResult]
@@ -322,22 +273,7 @@ class Scheduler:
             raise StepError(f"step {plan.step_id} was given for update, the next in order is {oldest}")
         rows = self._in_flight[oldest]
         if result is not None:
-            if result.step_id != plan.step_id or len(result.rows) != len(rows):
-                raise StepError(
-                    f"step {plan.step_id} has {len(rows)} rows, its result is of step {result.step_id} "
-                    f"and has {len(result.rows)}"
-                )
-            for planned, found in zip(rows, result.rows, strict=True):
-                if found.slot != planned.row.slot:
-                    raise StepError(
-                        f"a result is for slot {found.slot}, its plan's row for {planned.row.slot}"
-                    )
-                if len(found.token_ids) > 1 + planned.row.num_drafts:
-                    raise StepError(
-                        f"slot {found.slot} has {len(found.token_ids)} tokens for {planned.row.num_drafts} drafts"
-                    )
-                if planned.row.is_sampled and not found.token_ids and found.error is None:
-                    raise StepError(f"slot {found.slot} was to be sampled and has neither token nor error")
+            check_result(plan, rows, result)
         del self._in_flight[oldest]
         return rows
 

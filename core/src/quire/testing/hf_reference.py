@@ -61,11 +61,11 @@ def _wide_floats() -> Iterator[None]:
     def widest(self: Tensor, *args: Any, **keywords: Any) -> Tensor:
         return self if self.dtype == torch.float64 else narrow(self, *args, **keywords)
 
-    torch.Tensor.float = widest  # type: ignore[method-assign,assignment]
+    torch.Tensor.float = widest  # type: ignore[method-assign,assignment]  # patched on purpose
     try:
         yield
     finally:
-        torch.Tensor.float = narrow  # type: ignore[method-assign]
+        torch.Tensor.float = narrow  # type: ignore[method-assign]  # as it was
 
 
 @contextmanager
@@ -74,11 +74,11 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types there
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         if was_enabled:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types there

@@ -120,6 +120,7 @@ class ModelBase(Conformance):
     def sequence(self, variant: Variant, dtype: str = "float64") -> SequenceForward:
         """The model with one empty sequence."""
         host = self.shared(("host", dtype), self.served().host)
+        # for mypy: a name of a dtype
         return SequenceForward(variant.folder, dtype, max_len=variant.max_len, host=host)  # type: ignore[arg-type]
 
     def token_ids(self, variant: Variant, length: int, seed: int = 0) -> list[int]:

@@ -1,4 +1,4 @@
-/* Rotates feature pairs (a, b) of a head to (a cos - b sin, b cos + a sin), in place; each product is rounded. */
+/* Rotates feature pairs (a, b) of a head to (a cos - b sin, b cos + a sin), in place; in bfloat16 each product is rounded. */
 
 #ifndef QUIRE_ROTATION_H
 #define QUIRE_ROTATION_H

@@ -8,7 +8,7 @@
 typedef struct {
     const int32_t *block_tables; /* [rows, table_stride] */
     const int32_t *seq_lens;     /* [rows] */
-    const int32_t *tasks;        /* [num_tasks, 4]: row, first token, last token (exclusive), partial or -1 */
+    const int32_t *tasks;        /* [num_tasks, 4]: row, first token (a multiple of 16), its end, partial or -1 */
     const int32_t *merges;       /* [num_merges, 3]: row, first partial, number of partials */
     const int32_t *pieces;       /* [num_pieces, 4]: row, first token, tokens, position of the first one */
     const int32_t *shared;       /* [num_shared, 4]: first user, users, first token, last token (exclusive) */

@@ -12,6 +12,8 @@ MIN_PIECE = 256
 """Tokens of the smallest piece that a context is cut into; shorter ones cost more than they balance."""
 PIECES_PER_THREAD = 8
 """About so many tasks for each thread, so that they end at about the same time."""
+ALIGNMENT = 16
+"""Tokens that the first one of a piece is a multiple of."""
 MIN_QUERIES, MAX_QUERIES = 32, 256
 """Tokens of a task of longer rows: more would leave the caches, fewer copy keys and values too often."""
 TASKS_PER_THREAD = 4
@@ -116,8 +118,8 @@ def cut_contexts(
 
     Returns:
         tasks int32 [N, 4] (row, first token, last token exclusive, index of the partial result or -1
-        where the row is whole), in an order that deals equal shares in turn; merges int32 [M, 3] (row,
-        first partial, how many); the number of partial results.
+        where the row is whole; first tokens are multiples of ALIGNMENT), in an order that deals equal
+        shares in turn; merges int32 [M, 3] (row, first partial, how many); the number of partial results.
     """
     lengths = np.array(context_lens, dtype=np.int64)
     begins = np.zeros_like(lengths) if shared is None else shared.starts
@@ -125,13 +127,15 @@ def cut_contexts(
     piece = int(lengths.sum()) // (threads * PIECES_PER_THREAD) + 1
     piece = max(MIN_PIECE, -(-piece // 64) * 64) if threads > 1 else max(1, int(lengths.max(initial=1)))
     counts = -(-lengths // piece)
+    size = np.maximum(-(-lengths // np.maximum(counts, 1)), 1)  # pieces of a row are about equally long
+    size = -(-size // ALIGNMENT) * ALIGNMENT
+    counts = -(-lengths // size)
     rows = np.repeat(np.arange(len(lengths)), counts)
     starts = np.cumsum(counts) - counts
     index = np.arange(len(rows)) - starts[rows]
     all_counts = counts if shared is None else counts + shared.counts
     partial_counts = np.where(all_counts > 1, all_counts, 0)
     first_partial = np.cumsum(partial_counts) - partial_counts
-    size = -(-lengths // np.maximum(counts, 1))  # pieces of a row are equally long
     first = index * size[rows]
     last = np.minimum(first + size[rows], lengths[rows])
     partial = np.where(partial_counts[rows] > 0, first_partial[rows] + index, -1)

@@ -8,7 +8,7 @@ Scores are in bits: scales, slopes and caps come multiplied by log2(e), and weig
 import triton
 import triton.language as tl
 
-from quire_kernels.kv_write.triton_kernel import NONE, scale_factor, widened
+from quire_kernels.kv_write.triton_kernel import INT8, NONE, scale_factor, widened
 from quire_kernels.paged_attention.triton_schedule import ITEM, MERGE
 
 
@@ -96,6 +96,7 @@ def attend(  # noqa: PLR0915  # a kernel: its parts share too many values to be 
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
     ZERO: tl.constexpr = 0.0 if KIND == NONE else 0
     WIDTH: tl.constexpr = NUM_KV_HEADS * PITCH
+    RAISED: tl.constexpr = 64.0 if KIND == INT8 else 1.0  # float16 has few digits for scales of small values
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # the last items of a prompt are its longest
     kv_head = program % NUM_KV_HEADS
     item = items + program // NUM_KV_HEADS * ITEM
@@ -150,12 +151,13 @@ def attend(  # noqa: PLR0915  # a kernel: its parts share too many values to be 
         decay = tl.exp2(previous - shift)
         total = total * decay + tl.sum(weights, 1)
         if KIND != NONE:
-            weights *= _load_scales(scales + NUM_KV_HEADS, is_known, KIND)[None, :]
+            weights *= (_load_scales(scales + NUM_KV_HEADS, is_known, KIND) * RAISED)[None, :]
             values = widened(values, rows.dtype, KIND)  # not before: it takes many registers
         sums = tl.dot(weights.to(values.dtype), values, sums * decay[:, None], input_precision="ieee")
         key_position += TILE  # the next tile's blocks: read ahead, else its loads wait for them
         is_known, block = _look_up(block_tables, key_position, oldest, position + num_tokens, BLOCK_SIZE)
 
+    total *= RAISED
     if slot < 0:
         target = (token + index) * NUM_HEADS + head
         result = (sums / total[:, None]).to(out.dtype.element_ty)

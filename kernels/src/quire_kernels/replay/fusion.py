@@ -47,8 +47,7 @@ def fuse(
     numbers: list[int] = []
     for number, call in enumerate(calls):
         fused = None
-        is_next = bool(kept) and number not in marks and _is_plain(kept[-1])
-        if is_next and _is_private(kept[-1], buffers, result, number):
+        if kept and _is_plain(kept[-1]) and _is_private(kept[-1], buffers, result, number):
             fused = _gated(kept[-1], call) or _added(kept[-1], call) or _normed(kept[-1], call)
         if fused is None:
             kept.append(call)

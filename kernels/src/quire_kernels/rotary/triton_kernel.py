@@ -1,5 +1,6 @@
 """The Triton kernel of `rotary`."""
 
+# Kernels are written in Triton's language, which mypy does not know.
 # mypy: ignore-errors
 
 import triton

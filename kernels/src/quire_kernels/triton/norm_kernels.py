@@ -1,5 +1,6 @@
 """What the Triton kernels of the norms share."""
 
+# Kernels are written in Triton's language, which mypy does not know.
 # mypy: ignore-errors
 
 import triton

@@ -6,6 +6,7 @@ matrix product per field, whose inputs are (w, h): so weights go from the word i
 matrix unit without changing places, and only the activations are picked by field.
 """
 
+# Kernels are written in Triton's language, which mypy does not know.
 # mypy: ignore-errors
 
 import triton

@@ -2,7 +2,8 @@
 
 import pytest
 
-from quire.execution.drafting.control import AdaptiveControl, DraftLimits, FixedControl
+from quire.execution.drafting.adaptive_control import AdaptiveControl
+from quire.execution.drafting.control import DraftLimits, FixedControl
 from quire.execution.drafting.shadow_drafts import ShadowDrafts
 
 K = 4

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from quire.execution.drafting.control import AdaptiveControl, DraftControl, FixedControl
+from quire.execution.drafting.adaptive_control import AdaptiveControl
+from quire.execution.drafting.control import DraftControl, FixedControl
 
 K = 8
 STEP_S = 10e-3

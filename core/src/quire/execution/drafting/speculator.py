@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quire.api.request import SamplingParams
 from quire.api.speculation import DraftOutcome, DraftRequest
-from quire.api.step import PlanRow, SlotAssignment, StepPlan
+from quire.api.step import PlanRow, RowResult, SlotAssignment, StepPlan
 from quire.execution.batch_builder import BatchBuilder, BatchLimits, BuiltBatch
 from quire.execution.drafting.control import DraftControl
 from quire.execution.drafting.draft_model import PagedDraftModel
@@ -140,6 +140,35 @@ class Speculator:
         """The drafts that a row verifies."""
         end = row.start + row.num_tokens
         return self._builder.token_range(row.slot, end - row.num_drafts, end)
+
+    def follow_up(self, plan: StepPlan, results: list[RowResult], seconds: float) -> list[RowResult]:
+        """A step was run: learn of it, and propose for the next one.
+
+        Args:
+            plan: of the step.
+            results: in the plan's order.
+            seconds: that the step took.
+
+        Returns:
+            The results, with how many drafts wait for each request.
+        """
+        sampled = [index for index, result in enumerate(results) if result.token_ids and result.error is None]
+        rows = [plan.rows[index] for index in sampled]
+        self.note(rows, [results[index].token_ids for index in sampled])
+        num_drafts = sum(row.num_drafts for row in plan.rows)
+        if len(plan.rows) + num_drafts == plan.num_tokens:
+            self.control.note_step(len(plan.rows), num_drafts, seconds)
+        slots = [row.slot for row in rows]
+        proposals = self.propose(slots) if plan.is_drafting and slots else None
+        if proposals is None:
+            return results
+        counts, share = proposals.num_drafts, proposals.seconds
+        return [
+            replace(result, num_drafts=counts[result.slot], propose_s=share)
+            if result.slot in counts
+            else result
+            for result in results
+        ]
 
     def note(self, rows: Sequence[PlanRow], token_ids: Sequence[Sequence[int]]) -> None:
         """Rows were sampled: take in their tokens, and tell the drafter what became of its drafts."""

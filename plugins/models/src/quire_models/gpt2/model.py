@@ -16,7 +16,7 @@ from quire.api.hf_config import optional_bool, optional_float, optional_int, req
 from quire.api.protocols import AttentionParams, BuildContext
 from quire.api.specs import WeightMap, WeightPart
 from quire.nn.activation import ACTIVATION_OPS
-from quire.nn.norm import LayerNorm
+from quire.nn.norm import LayerNorm, Stream
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,20 +80,22 @@ class GPT2MLP(nn.Module):
 
 
 class GPT2Layer(nn.Module):
-    """Attention and MLP, each on the normed stream and added to it."""
+    """Attention and MLP, each on the normed stream and added to it; the last sum is the next layer's."""
 
     def __init__(self, config: GPT2Config, index: int, ctx: BuildContext) -> None:
         super().__init__()
+        self.is_last = index == config.num_layers - 1
         self.attention_norm = LayerNorm(config.hidden_size, config.norm_eps, ctx)
         self.attention = GPT2Attention(config, index, ctx)
         self.mlp_norm = LayerNorm(config.hidden_size, config.norm_eps, ctx)
         self.mlp = GPT2MLP(config, ctx)
 
-    def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        """[T, E] to [T, E]."""
-        normed, x = self.mlp_norm.of_sum(x, self.attention(self.attention_norm(x), batch))
-        result: Tensor = x + self.mlp(normed)
-        return result
+    def forward(self, x: Stream, batch: ForwardBatch) -> Stream:
+        """[T, E] to [T, E], in two tensors whose sum it is, but from the last layer."""
+        normed, x = self.attention_norm.of_stream(x)
+        normed, x = self.mlp_norm.of_sum(x, self.attention(normed, batch))
+        added: Tensor = self.mlp(normed)
+        return x + added if self.is_last else (x, added)
 
 
 class GPT2Model(nn.Module):

@@ -25,7 +25,7 @@ from quire.api.hf_config import (
 )
 from quire.api.protocols import AttentionParams, BuildContext
 from quire.api.specs import WeightMap, WeightPart
-from quire.nn.norm import LayerNorm
+from quire.nn.norm import LayerNorm, Stream
 
 
 @dataclass(slots=True, frozen=True)
@@ -83,10 +83,11 @@ class MptAttention(nn.Module):
 
 
 class MptLayer(nn.Module):
-    """Attention and MLP, each on the normed stream and added to it."""
+    """Attention and MLP, each on the normed stream and added to it; the last sum is the next layer's."""
 
-    def __init__(self, config: MptConfig, ctx: BuildContext) -> None:
+    def __init__(self, config: MptConfig, index: int, ctx: BuildContext) -> None:
         super().__init__()
+        self.is_last = index == config.num_layers - 1
         size, inner = config.hidden_size, config.inner_size
         self.attention_norm = LayerNorm(size, config.norm_eps, ctx, bias=False)
         self.attention = MptAttention(config, ctx)
@@ -95,11 +96,12 @@ class MptLayer(nn.Module):
         self.project = ctx.linear(inner, {"project": size})
         self._activate = ctx.ops.gelu
 
-    def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        """[T, E] to [T, E]."""
-        normed, x = self.mlp_norm.of_sum(x, self.attention(self.attention_norm(x), batch))
-        result: Tensor = x + self.project(self._activate(self.expand(normed)))
-        return result
+    def forward(self, x: Stream, batch: ForwardBatch) -> Stream:
+        """[T, E] to [T, E], in two tensors whose sum it is, but from the last layer."""
+        normed, x = self.attention_norm.of_stream(x)
+        normed, x = self.mlp_norm.of_sum(x, self.attention(normed, batch))
+        added: Tensor = self.project(self._activate(self.expand(normed)))
+        return x + added if self.is_last else (x, added)
 
 
 class MptModel(nn.Module):
@@ -111,7 +113,7 @@ class MptModel(nn.Module):
         self.embedding = ctx.embedding(config.vocab_size, size)
         has_positions = config.alibi_slopes is None
         self.positions = ctx.embedding(config.max_position_embeddings, size) if has_positions else None
-        self.layers = ctx.layers(config.num_layers, lambda index: MptLayer(config, ctx))
+        self.layers = ctx.layers(config.num_layers, lambda index: MptLayer(config, index, ctx))
         self.norm = LayerNorm(size, config.norm_eps, ctx, bias=False)
         tied_to = self.embedding if config.is_tied else None
         self.lm_head = ctx.lm_head(size, config.vocab_size, tied_to=tied_to)

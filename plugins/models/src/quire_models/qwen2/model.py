@@ -24,7 +24,7 @@ from quire.api.protocols import AttentionParams, BuildContext
 from quire.api.specs import WeightMap, WeightPart
 from quire.nn.activation import ACTIVATION_OPS
 from quire.nn.mlp import GatedMLP
-from quire.nn.norm import RMSNorm
+from quire.nn.norm import RMSNorm, Stream
 from quire.nn.rope_config import RopeConfig, parse_full_rope
 from quire.nn.rotary import RotaryEmbedding
 
@@ -91,20 +91,22 @@ class Qwen2Attention(nn.Module):
 
 
 class Qwen2Layer(nn.Module):
-    """Attention and MLP, each on the normed stream and added to it."""
+    """Attention and MLP, each on the normed stream and added to it; the last sum is the next layer's."""
 
     def __init__(self, config: Qwen2Config, index: int, rotary: RotaryEmbedding, ctx: BuildContext) -> None:
         super().__init__()
+        self.is_last = index == config.num_layers - 1
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, ctx)
         self.attention = Qwen2Attention(config, index, rotary, ctx)
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, ctx)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation, ctx)
 
-    def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        """[T, E] to [T, E]."""
-        normed, x = self.mlp_norm.of_sum(x, self.attention(self.attention_norm(x), batch))
-        result: Tensor = x + self.mlp(normed)
-        return result
+    def forward(self, x: Stream, batch: ForwardBatch) -> Stream:
+        """[T, E] to [T, E], in two tensors whose sum it is, but from the last layer."""
+        normed, x = self.attention_norm.of_stream(x)
+        normed, x = self.mlp_norm.of_sum(x, self.attention(normed, batch))
+        added: Tensor = self.mlp(normed)
+        return x + added if self.is_last else (x, added)
 
 
 class Qwen2Model(nn.Module):
