@@ -126,7 +126,7 @@ INLINE void amx_task(int vectors, int64_t padded, const PagedDecode *p, const in
     memset(values, 0, sizeof(float) * p->num_heads * size);
     /* Most lines are asked for between the many instructions and few reads of the softmax, in two passes over vectors. */
     const int64_t lines = TOKENS * (vectors - vectors / 4) / 2 / padded;
-    float scores[TOKENS * padded] __attribute__((aligned(64))), fading[LANES];
+    float scores[TOKENS * padded] __attribute__((aligned(64))), fading[LANES] __attribute__((aligned(64)));
     int64_t first = first_seen(p, task), skipped = first % TOKENS;
     const char *tile = first < task[2] ? tile_at(p, task[0], first) : 0;
     for (int64_t token = tile ? first - skipped : task[2]; token < task[2]; token += TOKENS, skipped = 0) {
@@ -173,7 +173,7 @@ INLINE void amx_task(int vectors, int64_t padded, const PagedDecode *p, const in
 static void decode_by_amx(const PagedDecode *p) {
     int64_t group = p->num_heads / p->num_kv_heads, padded = group <= 4 ? 4 : group <= 8 ? 8 : 16, heads = p->num_heads;
     int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-    float values[heads * p->head_size], totals[heads], largest[heads];
+    float values[heads * p->head_size] __attribute__((aligned(CACHE_LINE))), totals[heads], largest[heads];
     amx_config config = {.palette = 1};
     for (int i = 0; i < 3; i++) config.rows[i] = 16, config.row_bytes[i] = i == 1 ? 64 : 4 * padded;
     __asm__ volatile("" : : "r"(&config) : "memory"); /* GCC 12 does not know that all of it is read */

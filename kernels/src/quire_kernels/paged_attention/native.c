@@ -33,7 +33,8 @@ INLINE void merge(int dtype, const PagedDecode *p, const int32_t *merged) {
 static void decode_by_vectors(const PagedDecode *p) {
     int vectors = (int)((p->head_size + LANES - 1) / LANES);
     int64_t padded = (int64_t)vectors * LANES, heads = p->num_heads;
-    float query[heads * padded], values[heads * padded], totals[heads], largest[heads];
+    float query[heads * padded] __attribute__((aligned(CACHE_LINE))), values[heads * padded] __attribute__((aligned(CACHE_LINE)));
+    float totals[heads], largest[heads];
     int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
     for (int64_t i = me; i < p->num_tasks; i += all) {
         const int32_t *task = p->tasks + 4 * i, *next = i + all < p->num_tasks ? task + 4 * all : 0;
