@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import quire  # before torch: it sets how torch's threads wait
 from peer_engines.base import MAX_MODEL_LEN, MAX_NUM_SEQS, Options
 from workloads import Job
 
@@ -19,8 +20,6 @@ class QuireEngine:
     def __init__(self, model: Path, options: Options, num_threads: int) -> None:
         import torch
 
-        from quire import LLM, SamplingParams
-
         torch.set_num_threads(num_threads)
         settings: dict[str, Any] = {
             "dtype": "bfloat16",
@@ -29,8 +28,8 @@ class QuireEngine:
             "max_model_len": MAX_MODEL_LEN,
             **{key: _parsed(value) for key, value in options.items()},
         }
-        self._params = SamplingParams
-        self._llm = LLM(str(model), **settings)
+        self._params = quire.SamplingParams
+        self._llm = quire.LLM(str(model), **settings)
 
     def generate(self, jobs: Sequence[Job], shared_prefix: int) -> list[int]:
         """See PeerEngine."""

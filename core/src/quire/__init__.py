@@ -5,6 +5,7 @@ The names below are imported when they are first used; importing `quire` imports
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,14 @@ __all__ = [
     "Tokenizer",
     "find_model",
 ]
+
+
+_SPINS = 5_000_000
+"""Some 50 ms, in which threads of OpenMP (GNU's) wait for work before they sleep: longer than a step's planning."""
+
+# Read when torch is loaded. Cores that slept run slowly for a while, on virtual machines most of all.
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = str(_SPINS)
 
 
 def __getattr__(name: str) -> object:

@@ -84,3 +84,18 @@ def test_a_kernel_that_refuses_is_left_alone(
         assert BackgroundPages([cache], delay_s=0).join(60)
     assert num_resident(cache) == 0
     assert "come when they are used: madvise: Invalid argument" in caplog.text
+
+
+def test_what_a_step_writes_comes_at_once_and_the_rest_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "_SLICE_BYTES", 20 * mmap.PAGESIZE)
+    caches = [make_cache(), make_cache()]
+    pages = BackgroundPages(caches, delay_s=3600)
+    pages.bring(1, 10)
+    for cache in caches:
+        assert PAGES // 10 <= num_resident(cache) <= PAGES // 10 + 12
+    pages.bring(1, 10)
+    pages.bring(5, 10)
+    assert all(PAGES // 2 <= num_resident(cache) <= PAGES // 2 + 12 for cache in caches)
+    pages.bring(10, 10)
+    assert [num_resident(cache) for cache in caches] == [PAGES, PAGES]
+    pages.stop()

@@ -126,14 +126,27 @@ def test_a_backend_that_fails(tmp_path: Path) -> None:
     assert found.summary == "not compiled (torch.compile: ValueError: no such luck)"
 
 
+def test_where_torch_does_not_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **keywords: object) -> None:
+        raise RuntimeError("torch.compile is not supported on this Python")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    rig = make_rig(write_model("gpt2", tmp_path))
+    found = rig.compile()
+    assert found.model is rig.model
+    assert (
+        found.summary
+        == "not compiled (torch.compile: RuntimeError: torch.compile is not supported on this Python)"
+    )
+
+
 @pytest.mark.nightly
-def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler(tmp_path: Path) -> None:
     import torch._inductor.config as config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "/no/such/compiler"))
-    monkeypatch.setattr(config, "fx_graph_cache", False)
     rig = make_rig(write_model("gpt2", tmp_path), is_native=False)
-    found = rig.compile("inductor")
+    with config.patch({"cpp.cxx": (None, "/no/such/compiler"), "fx_graph_cache": False}):
+        found = rig.compile("inductor")
     assert found.model is rig.model
     assert found.summary.startswith(
         "not compiled (torch.compile: InvalidCxxCompiler: No working C++ compiler"
@@ -172,12 +185,13 @@ def test_a_model_that_changes_later(tmp_path: Path, caplog: pytest.LogCaptureFix
     compiled = rig.compiled()
     rig.assert_equal(compiled, [(3, 3)])
     rig.model.layers[-1].factor = 3.0
-    for _ in range(2):
-        rig.assert_equal(compiled, [(3, 3)])
+    with torch.compiler.set_stance("fail_on_recompile"):  # nor traced
+        for _ in range(2):
+            rig.assert_equal(compiled, [(3, 3)])
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert warning.getMessage() == (
-        "torch.compile: a step of 3 tokens would need a graph of its own (the model's code depends on more of a "
-        "step than its tensors); from now on steps run uncompiled"
+        "torch.compile: the graph does not serve a step of 3 tokens (the model, the step or torch's settings are not "
+        "as they were when it was made); from now on steps run uncompiled"
     )
 
 
@@ -249,13 +263,13 @@ def test_graphs_capture_the_compiled_model(tmp_path: Path, monkeypatch: pytest.M
     found = captured(rig, CudaGraphCapture(lambda device: graphs), monkeypatch)
     assert COMPILED.match(found.summary) and "; replayed by mine: 4 graphs of decodes" in found.summary
     assert found.model is not None and found.steps is not None
-    replays, runs, run = graphs.num_replays, [], CompiledModel.run
+    replays, runs, run = graphs.num_replays, [], CompiledModel.embed
 
     def noted(model: CompiledModel, batch: ForwardBatch) -> Tensor:
         runs.append(batch)
         return run(model, batch)
 
-    monkeypatch.setattr(CompiledModel, "run", noted)
+    monkeypatch.setattr(CompiledModel, "embed", noted)
     with torch.inference_mode():
         batch = rig.samples([(1, 7), (1, 3), (1, 12)])
         hidden = found.steps.layers(batch)

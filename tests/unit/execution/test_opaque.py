@@ -1,9 +1,17 @@
-"""Which ops torch.compile does not look into, and what it is told of their results."""
+"""Which ops and layers torch.compile does not look into, and what it is told of their results."""
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from compile_cases import WARM_UP, make_rig, write_model
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -11,6 +19,8 @@ from quire.api.batch import DeviceInfo
 from quire.api.protocols import AttentionParams
 from quire.api.specs import OpImplSpec, OpSpec, Registration
 from quire.execution.opaque import OpaqueCalls
+from quire.nn.linear import Linear, LinearShape
+from quire.nn.unquantized import UnquantizedMethod
 from quire.ops.paged_attention import TorchPagedAttention
 from quire.ops.specs import core_op_specs
 from quire.ops.table import OpTable
@@ -100,6 +110,86 @@ def test_another_rotary_embedding_than_before(calls: OpaqueCalls) -> None:
     run = torch.compile(lambda x: layer(x, x, x, None, other), backend="eager", fullgraph=True)
     with pytest.raises(Exception, match="(?s)ShapeError|another rotary embedding"):
         run(query)
+
+
+def fill(layer: Linear, value: float) -> Linear:
+    """A layer of one input and one output that multiplies by a value."""
+    layer.assign([UnquantizedMethod()])
+    layer.tensor_slots(None)[0].target.fill_(value)
+    layer.process_after_loading()
+    return layer
+
+
+def traced(layer: Linear) -> list[float]:
+    """What a layer makes of 1."""
+    found: Tensor = torch.compile(lambda x: layer(x), backend="eager", fullgraph=True)(torch.ones(1, 1))
+    return found.flatten().tolist()
+
+
+SHAPE = LinearShape(1, (("only", 1),), False, torch.float32, torch.device("cpu"))
+
+
+@torch.inference_mode()
+def test_layers_end_with_their_model(calls: OpaqueCalls) -> None:
+    first, second = (fill(calls.linear(SHAPE), value) for value in (2.0, 3.0))
+    attention = calls.attention(AttentionParams(2, 1, 4, 0.5), TorchPagedAttention())
+    ended = [weakref.ref(first), weakref.ref(attention)]
+    del first, attention
+    gc.collect()
+    assert [reference() for reference in ended] == [None, None]
+    third = fill(calls.linear(SHAPE), 4.0)
+    assert traced(second) == [3.0] and traced(third) == [4.0]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+@torch.inference_mode()
+def test_a_copy_multiplies_by_its_own_weights(copied: Callable[[Linear], Linear], calls: OpaqueCalls) -> None:
+    layer = calls.linear(SHAPE)
+    other = fill(copied(layer), 3.0)
+    fill(layer, 2.0)
+    assert traced(layer) == [2.0] and traced(other) == [3.0]
+
+
+class GivesCache(TorchPagedAttention):
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, kv_cache: Tensor, *rest: object) -> Tensor:
+        return kv_cache
+
+
+@torch.inference_mode()
+def test_a_copy_of_attention_reads_its_own_cache(calls: OpaqueCalls) -> None:
+    layer = calls.attention(AttentionParams(2, 1, 4, 0.5), GivesCache())
+    other = copy.deepcopy(layer)
+    for value, each in enumerate((layer, other)):
+        cache = torch.full((3, 8), float(value))
+        each.bind_kv_cache(cache)
+        run = torch.compile(lambda x, each=each: each(x, x, x, None), backend="eager", fullgraph=True)
+        torch.testing.assert_close(run(torch.empty(3, 2, 4)), cache)
+
+
+def put_over(layer: Any) -> None:
+    own = layer.forward
+    layer.forward = lambda *args: 1.05 * own(*args)
+
+
+def subclass(layer: Any) -> None:
+    class Scaled(type(layer)):
+        def forward(self, *args: Any) -> Tensor:
+            return 1.05 * super().forward(*args)
+
+    layer.__class__ = Scaled
+
+
+@pytest.mark.parametrize("change", [put_over, subclass])
+@pytest.mark.parametrize("name", ["mlp.down", "attention.attention"])
+def test_what_is_put_over_an_opaque_layer_runs_once(
+    name: str, change: Callable[[Any], None], tmp_path: Path
+) -> None:
+    rig = make_rig(
+        write_model("llama", tmp_path), change=lambda model: change(model.layers[0].get_submodule(name))
+    )
+    compiled = rig.compiled()
+    for rows in WARM_UP:
+        rig.assert_equal(compiled, rows)
 
 
 def test_each_engine_has_its_own_namespace(calls: OpaqueCalls, table: OpTable) -> None:

@@ -327,6 +327,10 @@ def quire_check_config(config: EngineConfig, device: DeviceInfo, options: object
 def quire_prepare_model(model: Model, config: EngineConfig, options: object) -> None:
     """Change a loaded model in place: wrap a layer, register a forward hook.
 
+    Between the built-in models' layers flows a `quire.nn.norm.Stream`: a tensor [T, E], or two whose sum it is. What
+    reads or changes a layer's input or result must take both. The last layer is told when it is built that it makes
+    the sum: keep it in its place.
+
     Args:
         model: the loaded model, an `nn.Module`.
         config: the whole configuration, frozen.

@@ -171,7 +171,7 @@ def _end_start(host: PluginHost, info: EngineInfo, runner: ModelRunner) -> None:
     """Tell plugins, and begin what runs beside the engine: a start that fails before leaves no thread behind."""
     host.engine_started(info)
     if info.config.cache.prefault_kv_cache and info.device.type == "cpu":
-        runner.prefault()
+        runner.prefault(info.num_kv_blocks)
 
 
 def _warn_of_unused(config: EngineConfig, host: PluginHost) -> None:

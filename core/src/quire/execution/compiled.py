@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import lookup_backend
 from torch._dynamo.decorators import mark_unbacked
-from torch._dynamo.exc import TorchDynamoException
 
 from quire.api.batch import ForwardBatch
 from quire.api.errors import CaptureError
@@ -28,6 +27,8 @@ logger = logging.getLogger("quire")
 
 Backend = str | Callable[..., Any]
 """As torch.compile takes it."""
+Layers = Callable[[nn.Module, ForwardBatch], Tensor | None]
+"""All layers of a model; None: there is no graph that serves, and nothing was run."""
 _COUNT_S = 1.0
 DEFAULT_BACKEND = "inductor"
 _SIZES = {
@@ -63,12 +64,16 @@ class Compiled:
 class CompiledModel(nn.Module):
     """A Model whose `embed` runs all layers too, compiled: `layers` is empty.
 
-    There is one graph or none: what would need a second one is an error at the start, and later ends compiling.
+    There is one graph or none: what would need a second one is an error at the start. Later nothing is traced, which a
+    watchdog would take for a stop: a step that the graph does not serve, and all after it, run uncompiled.
 
     Args:
         model: whose layers were built by `calls`.
         calls: what is not traced.
         backend: of torch.compile.
+
+    Raises:
+        RuntimeError: torch.compile does not serve this Python, or there is no such backend.
     """
 
     def __init__(self, model: Model, calls: OpaqueCalls, backend: Backend) -> None:
@@ -79,23 +84,20 @@ class CompiledModel(nn.Module):
         self._graphs = _OneGraph(backend)
         # torch keeps graphs with a function's code: another engine's are none of this one's
         function = types.FunctionType(_all_layers.__code__.replace(), _all_layers.__globals__)
-        self._compiled: Callable[..., Tensor] | None = torch.compile(
-            function, fullgraph=True, backend=self._graphs
-        )
+        self._compiling: Layers = torch.compile(function, fullgraph=True, backend=self._graphs)
+        self._compiled: Layers | None = torch._dynamo.run(self._compiling)
 
     @property
     def num_graphs(self) -> int:
         """How many were compiled: 0 or 1."""
         return self._graphs.count
 
-    def run(self, batch: ForwardBatch) -> Tensor:
-        """The hidden states [T, E] after the last layer, compiled now where they were not; torch's errors."""
+    def trace(self, batch: ForwardBatch) -> Tensor | None:
+        """What `embed` gives, compiled now where it was not; torch's errors. None: torch compiles nothing."""
         if not self.num_graphs:
             for name, size in _SIZES.items():
                 mark_unbacked(getattr(batch, name), 0, shape_id=size)
-        self._calls.batch = batch
-        traced = replace(batch, scratch={})  # empty, as it was when the graph was made
-        return cast(Callable[..., Tensor], self._compiled)(self.model, traced)
+        return self._run(self._compiling, batch)
 
     def embed(self, batch: ForwardBatch) -> Tensor:
         """The hidden states [T, E] after the last layer; writes the batch's KV.
@@ -106,16 +108,15 @@ class CompiledModel(nn.Module):
         if torch._C._len_torch_dispatch_stack():
             raise CaptureError("a compiled model's calls cannot be recorded")
         if self._compiled is not None:
-            try:
-                return self.run(batch)
-            except TorchDynamoException as error:
-                self._compiled = None
-                logger.warning(
-                    "torch.compile: a step of %d tokens would need a graph of its own (%s); from now on steps run "
-                    "uncompiled",
-                    batch.num_tokens,
-                    _reason(error),
-                )
+            hidden = self._run(self._compiled, batch)
+            if hidden is not None:
+                return hidden
+            self._compiled = None
+            logger.warning(
+                "torch.compile: the graph does not serve a step of %d tokens (the model, the step or torch's settings "
+                "are not as they were when it was made); from now on steps run uncompiled",
+                batch.num_tokens,
+            )
         return run_layers(cast(Model, self.model), batch)
 
     def finish(self, hidden: Tensor) -> Tensor:
@@ -125,6 +126,10 @@ class CompiledModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """See Model."""
         return cast(Model, self.model).logits(hidden)
+
+    def _run(self, layers: Layers, batch: ForwardBatch) -> Tensor | None:
+        self._calls.batch = batch
+        return layers(self.model, replace(batch, scratch={}))  # empty, as it was when the graph was made
 
 
 class _OneGraph:
@@ -154,15 +159,18 @@ def compile_model(
         backend: of torch.compile; by default inductor, which needs a C++ compiler on a CPU.
     """
     begin = time.perf_counter()
-    compiled = CompiledModel(model, calls, backend or DEFAULT_BACKEND)
+    try:
+        compiled = CompiledModel(model, calls, backend or DEFAULT_BACKEND)
+    except Exception as error:  # torch's own, before anything ran
+        return _not_compiled(model, error)
     for batch in steps:
         expected = run_layers(model, batch).clone()
         try:
             with _counting():
-                found = compiled.run(batch)
-            _check(found, expected, compiled)
+                found = compiled.trace(batch)
+            _check(found, expected)
         except Exception as error:  # the same step ran uncompiled: whatever fails here is the compiler's
-            return Compiled(model, f"not compiled (torch.compile: {_reason(error)})")
+            return _not_compiled(model, error)
     seconds = time.perf_counter() - begin
     return Compiled(cast(Model, compiled), f"compiled by torch.compile in {seconds:.1f} s, one graph")
 
@@ -185,22 +193,28 @@ def _counting() -> Iterator[None]:
         thread.join()
 
 
-def _all_layers(model: Model, batch: ForwardBatch) -> Tensor:
-    """As `run_layers`, without its count, which is no part of a graph."""
+def _all_layers(model: Model, batch: ForwardBatch) -> Tensor | None:
+    """As `run_layers`, without its count, which is no part of a graph; None where it runs as it is, uncompiled."""
+    if not torch.compiler.is_compiling():
+        return None
     hidden = model.embed(batch)
     for layer in model.layers:
         hidden = layer(hidden, batch)
     return hidden
 
 
-def _check(found: Tensor, expected: Tensor, compiled: CompiledModel) -> None:
-    if not compiled.num_graphs:
+def _check(found: Tensor | None, expected: Tensor) -> None:
+    if found is None:
         raise CaptureError("it is switched off, or does not serve this Python")
     difference = (found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30)
     if not difference <= _TOLERANCES.get(expected.dtype, _TOLERANCE):
         raise CaptureError(
             f"hidden states of a step of {expected.shape[0]} tokens differ by {difference:.2g}"
         )
+
+
+def _not_compiled(model: Model, error: Exception) -> Compiled:
+    return Compiled(model, f"not compiled (torch.compile: {_reason(error)})")
 
 
 def _reason(error: BaseException) -> str:

@@ -10,10 +10,10 @@ import itertools
 import math
 import weakref
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.library import Library, register_fake
 
 from quire.api.batch import ForwardBatch
@@ -35,6 +35,7 @@ _ATTENTION = (
 )
 
 Op = Callable[..., object]
+Numbering = Callable[[nn.Module], int]
 
 
 class OpaqueCalls:
@@ -58,8 +59,8 @@ class OpaqueCalls:
         self._library = Library(self._name, "DEF")  # type: ignore[no-untyped-call]  # torch has no types for it
         self.ops = ops.replaced(self._custom)
         self.batch: ForwardBatch | None = None
-        self._linears: list[OpaqueLinear] = []
-        self._attentions: list[OpaqueAttention] = []
+        self._layers: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+        self._numbering = _numbering(self._layers)
         if isinstance(backend, RotatingAttentionBackend) and backend.rotary_op is ops.rotary:
             backend.rotary_op = self.ops.rotary
         this = weakref.ref(self)  # torch keeps the functions: with a reference to this they would never end
@@ -70,25 +71,24 @@ class OpaqueCalls:
 
     def linear(self, shape: LinearShape) -> Linear:
         """A linear layer that is one custom op."""
-        self._linears.append(OpaqueLinear(shape, self._linear, len(self._linears)))
-        return self._linears[-1]
+        return OpaqueLinear(shape, self._linear, self._numbering)
 
     def attention(self, params: AttentionParams, backend: AttentionBackend) -> Attention:
         """An attention layer that is one custom op."""
-        self._attentions.append(OpaqueAttention(params, backend, self._attend, len(self._attentions)))
-        return self._attentions[-1]
+        return OpaqueAttention(params, backend, self._attend, self._numbering)
 
     def _run_linear(self, x: Tensor, layer: int, out_features: int) -> Tensor:
-        return self._linears[layer].forward(x).contiguous()
+        # not the layer's own `forward`: what is put over that is traced, and calls this
+        return Linear.forward(cast(Linear, self._layers[layer]), x).contiguous()
 
     def _run_attention(
         self, query: Tensor, key: Tensor, value: Tensor, layer: int, is_rotating: bool
     ) -> Tensor:
         batch = cast(ForwardBatch, self.batch)
-        attention = self._attentions[layer]
+        attention = cast(OpaqueAttention, self._layers[layer])
         rotary = attention.rotary if is_rotating else None
         PROGRESS.count += 1
-        return attention.forward(query, key, value, batch, rotary).contiguous()
+        return Attention.forward(attention, query, key, value, batch, rotary).contiguous()
 
     def _define(self, schema: str, run: Op, like: Op) -> Op:
         name = self._library.define(schema, tags=(torch.Tag.needs_exact_strides,))  # type: ignore[no-untyped-call]  # torch has no types for it
@@ -123,34 +123,52 @@ class OpaqueCalls:
         return traced
 
 
-class OpaqueLinear(Linear):
+class _Numbered(nn.Module):
+    """A layer that its custom op knows by a number. A copy is another layer, and gets another number."""
+
+    _numbering: Numbering
+    _number: int
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Called for copies, shallow ones and deep ones."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types for it
+        self._number = self._numbering(self)
+
+    def _enter(self, numbering: Numbering) -> None:
+        self._numbering = numbering
+        self._number = numbering(self)
+
+
+class OpaqueLinear(Linear, _Numbered):
     """A linear layer whose product is not traced, whatever its method makes it of."""
 
-    def __init__(self, shape: LinearShape, op: Op, index: int) -> None:
+    def __init__(self, shape: LinearShape, op: Op, numbering: Numbering) -> None:
         super().__init__(shape)
         self._op = op
-        self._index = index
         self._width = shape.out_features
+        self._enter(numbering)
 
     def forward(self, x: Tensor) -> Tensor:
         """See Linear."""
         if torch.compiler.is_compiling():
-            return cast(Tensor, self._op(x, self._index, self._width))
+            return cast(Tensor, self._op(x, self._number, self._width))
         return super().forward(x)
 
 
-class OpaqueAttention(Attention):
+class OpaqueAttention(Attention, _Numbered):
     """An attention layer that is not traced: it reads the batch that its engine computes.
 
     Attributes:
         rotary: what it was last called with when it was not traced, which comes first.
     """
 
-    def __init__(self, params: AttentionParams, backend: AttentionBackend, op: Op, index: int) -> None:
+    def __init__(
+        self, params: AttentionParams, backend: AttentionBackend, op: Op, numbering: Numbering
+    ) -> None:
         super().__init__(params, backend)
         self._op = op
-        self._index = index
         self._rotary: tuple[RotaryEmbedding | None] = (None,)  # in a tuple: it is not a part of this module
+        self._enter(numbering)
 
     @property
     def rotary(self) -> RotaryEmbedding | None:
@@ -171,7 +189,19 @@ class OpaqueAttention(Attention):
             return super().forward(query, key, value, batch, rotary)
         if rotary is not self._rotary[0]:
             raise ShapeError("an attention layer was traced with another rotary embedding than it ran with")
-        return cast(Tensor, self._op(query, key, value, self._index, rotary is not None))
+        return cast(Tensor, self._op(query, key, value, self._number, rotary is not None))
+
+
+def _numbering(layers: weakref.WeakValueDictionary[int, nn.Module]) -> Numbering:
+    """Gives layers numbers, of which none comes twice, and puts them into `layers`."""
+    numbers = itertools.count()
+
+    def number(layer: nn.Module) -> int:
+        found = next(numbers)
+        layers[found] = layer
+        return found
+
+    return number
 
 
 def _living(reference: weakref.ref[OpaqueCalls]) -> OpaqueCalls:

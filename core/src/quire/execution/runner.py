@@ -71,6 +71,7 @@ class ModelRunner:
         transfers: Transfers | None = None,
     ) -> None:
         self._pages: BackgroundPages | None = None
+        self._num_kv_slots = 0
         self._model = model
         self._backend = backend
         self._kv_caches = kv_caches
@@ -216,14 +217,17 @@ class ModelRunner:
         """The hidden states of a batch, and the logits of its sampled rows; None where there are none."""
         built.batch.attention = self._backend.prepare(built.batch)
         built_at = time.perf_counter()
+        if self._pages is not None:
+            self._pages.bring(int(built.slot_mapping.max()) + 1, self._num_kv_slots)
         hidden = self._pass.layers(built.batch)
         logits = self._pass.logits(hidden, built.batch) if built.sampled_rows else None
         self.times.build_s += built_at - begin
         self.times.forward_s += time.perf_counter() - built_at
         return hidden, logits
 
-    def prefault(self) -> None:
-        """Bring the memory of the KV caches, on a CPU, in the background from now on."""
+    def prefault(self, num_kv_blocks: int) -> None:
+        """Bring the memory of the KV caches, on a CPU, in the background from now on, and ahead of steps."""
+        self._num_kv_slots = num_kv_blocks * self._limits.block_size
         self._pages = BackgroundPages(self._kv_caches)
 
     def close(self) -> None:

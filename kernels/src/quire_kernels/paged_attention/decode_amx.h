@@ -124,6 +124,7 @@ INLINE void amx_task(int vectors, int64_t padded, const PagedDecode *p, const in
             slopes[k][lane] = lane % padded < group ? p->slopes[k * group + lane % padded] : 0;
     }
     memset(values, 0, sizeof(float) * p->num_heads * size);
+    __asm__ volatile("" : : "r"(queries) : "memory"); /* GCC 12 does not know that tiles are loaded from it */
     /* Most lines are asked for between the many instructions and few reads of the softmax, in two passes over vectors. */
     const int64_t lines = TOKENS * (vectors - vectors / 4) / 2 / padded;
     float scores[TOKENS * padded] __attribute__((aligned(64))), fading[LANES] __attribute__((aligned(64)));

@@ -157,7 +157,8 @@ INLINE void multiply_by_scales(int kept, const PagedDecode *p, const Tile *tile,
     if (!is_quantized(kept)) return;
     int64_t to_scale = scale_offset(kept, p->num_kv_heads, p->head_size, head);
     float scales[TILE];
-    for (int64_t t = 0; t < tile->count; t++) scales[t] = load_scale(head_at(kept, p, p->head_size, tile->slots[t], 0) + to_scale);
+    for (int64_t t = 0; t < tile->count; t++)
+        scales[t] = load_scale(head_at(kept, p, p->head_size, tile->slots[t], 0) + to_scale);
     for (int64_t g = 0; g < group; g++)
         for (int64_t t = 0; t < tile->count; t++) scores[g][t] *= scales[t];
 }

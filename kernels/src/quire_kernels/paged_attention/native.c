@@ -38,7 +38,8 @@ static void decode_by_vectors(const PagedDecode *p) {
     int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
     for (int64_t i = me; i < p->num_tasks; i += all) {
         const int32_t *task = p->tasks + 4 * i, *next = i + all < p->num_tasks ? task + 4 * all : 0;
-        if (p->kept == DTYPE_INT8) dispatch(p->dtype, DTYPE_INT8, p, task, next, i == me, vectors, query, values, totals, largest);
+        if (p->kept == DTYPE_INT8)
+            dispatch(p->dtype, DTYPE_INT8, p, task, next, i == me, vectors, query, values, totals, largest);
         else if (p->kept == DTYPE_E4M3)
             dispatch(p->dtype, DTYPE_E4M3, p, task, next, i == me, vectors, query, values, totals, largest);
         else if (p->dtype == DTYPE_BFLOAT16)
@@ -69,7 +70,8 @@ static int paged_attention(const PagedAttention *a) {
         .output = a->output, .row_stride = a->row_stride, .table_stride = step->table_stride,
         .num_tasks = step->num_tasks, .num_merges = step->num_merges, .num_heads = a->num_heads,
         .num_kv_heads = a->num_kv_heads, .head_size = a->head_size, .block_size = step->block_size,
-        .window = a->window, .scale = a->scale, .logit_cap = a->logit_cap, .dtype = a->dtype, .kept = a->kept, .with_amx = a->with_amx});
+        .window = a->window, .scale = a->scale, .logit_cap = a->logit_cap, .dtype = a->dtype,
+        .kept = a->kept, .with_amx = a->with_amx});
     return 0;
 }
 
