@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from compile_cases import MODELS, write_model
+from torch._inductor import config as inductor_config
+from torch._inductor.utils import fresh_cache
 
 from quire import LLM, SamplingParams
 
@@ -56,8 +59,11 @@ def assert_same(model: str | Path, log: pytest.LogCaptureFixture, **settings: An
     assert num_equal >= 20
 
 
-def test_the_embedded_model(caplog: pytest.LogCaptureFixture) -> None:
-    assert_same("tiny", caplog)
+def test_the_embedded_model(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    with inductor_config.patch(compile_threads=2), fresh_cache(dir=str(tmp_path)):
+        assert_same("tiny", caplog)
+    assert {process.pid for process in psutil.Process().children(recursive=True)} <= before, "workers stay"
 
 
 @pytest.mark.nightly

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 import types
@@ -158,9 +159,18 @@ def compile_model(
         steps: of several sizes, prepared by the attention backend; each is valid until the next one is taken.
         backend: of torch.compile; by default inductor, which needs a C++ compiler on a CPU.
     """
+    try:
+        return _compile_model(model, calls, steps, backend or DEFAULT_BACKEND)
+    finally:
+        _end_workers()
+
+
+def _compile_model(
+    model: Model, calls: OpaqueCalls, steps: Iterable[ForwardBatch], backend: Backend
+) -> Compiled:
     begin = time.perf_counter()
     try:
-        compiled = CompiledModel(model, calls, backend or DEFAULT_BACKEND)
+        compiled = CompiledModel(model, calls, backend)
     except Exception as error:  # torch's own, before anything ran
         return _not_compiled(model, error)
     for batch in steps:
@@ -191,6 +201,13 @@ def _counting() -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def _end_workers() -> None:
+    """End inductor's processes, which would stay as long as this one; it starts others where it needs them again."""
+    async_compile = sys.modules.get("torch._inductor.async_compile")
+    if async_compile is not None:
+        async_compile.shutdown_compile_workers()
 
 
 def _all_layers(model: Model, batch: ForwardBatch) -> Tensor | None:
