@@ -16,8 +16,8 @@ from workloads import Job
 
 FOLDER = Path(__file__).parent
 _SPINNING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
-"""Settings that may keep a waiting engine's threads busy: engines get their own or their libraries' defaults, which sleep
-after milliseconds."""
+"""Settings that may keep a waiting engine's threads busy: engines get their own or their libraries' defaults, which
+sleep after milliseconds."""
 
 
 class PeerError(RuntimeError):
