@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import math
@@ -28,6 +29,8 @@ _LEAST_FREE = 0.1
 def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Zeros, whose pages the kernel brings when they are first written; starting with gigabytes takes no time.
 
+    Pages are large where the kernel has such: reading blocks from all over a cache waits less for their addresses.
+
     Raises:
         CapacityError: the kernel does not grant so much.
     """
@@ -41,6 +44,9 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
             f"a part of the KV cache takes {size} bytes, which the system does not grant ({error}): lower "
             "kv_cache_memory_bytes, num_kv_blocks or gpu_memory_utilization"
         ) from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(*shape)
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from quire.ops.weight_memory import empty_weight
+
 PANEL = 32
 """Output features of a panel."""
 STEP = 32
@@ -40,7 +42,8 @@ def pack_panels(weight: Tensor) -> Tensor:
     if size % PANEL or inputs % STEP:
         weight = F.pad(weight, (0, steps * STEP - inputs, 0, panels * PANEL - size))
     parts = weight.reshape(panels, 2, PANEL // 2, steps, STEP // 2, 2)
-    return parts.permute(0, 3, 1, 4, 2, 5).contiguous()
+    parts = parts.permute(0, 3, 1, 4, 2, 5)
+    return empty_weight(parts.shape, parts.dtype, parts.device).copy_(parts)
 
 
 def unpack_panels(weight: Tensor, out_features: int, in_features: int) -> Tensor:

@@ -4,8 +4,8 @@
    A panel holds 32 outputs; each of its steps 32 inputs, as two halves of 16 pairs of inputs for 16 outputs: both the
    operand of VDPBF16PS and two AMX tiles, read in the order in which they lie. Threads share the panels.
 
-   A few rows are multiplied by VDPBF16PS, up to 128 by AMX as they are, more by AMX in packed blocks; without AMX all
-   by VDPBF16PS; without both all are widened to float32. See dots.h, tiles.h and vectors.h. */
+   One row is multiplied by VDPBF16PS, others by AMX (up to 128 or many); without AMX all by VDPBF16PS; without both all
+   are widened to float32. See dots.h, few_rows.h, many_rows.h and vectors.h. */
 
 #include "linear.h"
 #include "team.h"
@@ -21,10 +21,11 @@
 
 #if defined(__AMX_BF16__) && defined(__linux__)
 
-#include "tiles.h"
+#include "few_rows.h"
+#include "many_rows.h"
 
 static int linear_amx(const Linear *p, int64_t first, int64_t last) {
-    if (p->rows <= MOST_PAIRS * 2 * BLOCK_ROWS && p->inputs % STEP == 0) {
+    if (p->rows <= FEW_ROWS && p->inputs % STEP == 0) {
         multiply_few(p, first, last);
         return 0;
     }

@@ -14,6 +14,7 @@ from quire.api.errors import QuantizationError
 from quire.api.protocols import Ops
 from quire.api.quantization import LayerChoice, StoredModule
 from quire.nn.linear_method import LinearShape, TensorSlot
+from quire.nn.weight_memory import empty_weight
 from quire_quantization.compressed_tensors.config import InputScheme
 from quire_quantization.compressed_tensors.stored_module import (
     ONE,
@@ -97,7 +98,7 @@ class Fp8Weights(nn.Module):
         self._block_rows = _kept_rows(shape, method)
         self._columns, self._block_columns = _columns(shape, method)
         blocks = (-(-size // self._block_rows), len(self._columns))
-        weight = torch.empty(size, inputs, dtype=torch.float8_e4m3fn, device=device)
+        weight = empty_weight((size, inputs), torch.float8_e4m3fn, device)
         self.register_buffer("weight", weight)
         self.register_buffer("scales", torch.empty(blocks, dtype=torch.float32, device=device))
         is_static = method.input_scale_shape is not None

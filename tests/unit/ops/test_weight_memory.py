@@ -1,0 +1,90 @@
+"""Memory for weights: tensors of their own, on large pages where the kernel has them."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from quire.ops import weight_memory
+from quire.ops.weight_memory import WeightMemory, empty_weight
+
+MIB = 1 << 20
+
+
+def test_weights_do_not_touch_each_other() -> None:
+    memory = WeightMemory(chunk_bytes=MIB)
+    shapes = [(5, 1001), (70, 1024), (3, 7, 999), (1024, 1025), (33, 500), (2, 2)]
+    tensors = [memory.empty(shape, torch.bfloat16) for shape in shapes * 5]
+    for number, tensor in enumerate(tensors):
+        tensor.fill_(number)
+    for number, (tensor, shape) in enumerate(zip(tensors, shapes * 5, strict=True)):
+        assert tensor.shape == shape and tensor.is_contiguous()
+        assert bool((tensor == number).all())
+        assert tensor.data_ptr() % 64 == 0
+
+
+def test_a_weight_that_is_larger_than_a_chunk_gets_one_of_its_own() -> None:
+    memory = WeightMemory(chunk_bytes=MIB)
+    small, large, after = (memory.empty((size,), torch.uint8) for size in (5000, 3 * MIB + 1, 5000))
+    assert [x.numel() for x in (small, large, after)] == [5000, 3 * MIB + 1, 5000]
+    large.zero_()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps").exists() or not hasattr(mmap, "MADV_HUGEPAGE"),
+    reason="what pages there are is read from Linux's /proc",
+)
+def test_the_pages_are_asked_to_be_large() -> None:
+    weight = empty_weight((4 * MIB,), torch.uint8, torch.device("cpu"))
+    assert "hg" in flags_at(weight.data_ptr() + 2 * MIB)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
+def test_memory_is_free_when_its_weights_are_gone() -> None:
+    memory = WeightMemory(chunk_bytes=MIB)
+    weights = [memory.empty((8 * MIB,), torch.uint8).fill_(1) for _ in range(8)]
+    memory.empty((8 * MIB,), torch.uint8)  # the last chunk is kept for what comes
+    with_all = mapped_bytes()
+    weights.clear()
+    gc.collect()
+    assert with_all - mapped_bytes() >= 60 * MIB
+
+
+def test_where_the_system_grants_no_chunk_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(weight_memory.mmap, "mmap", refuse)
+    tensor = WeightMemory().empty((100, 100), torch.float32)
+    assert tensor.fill_(2).sum() == 20000
+
+
+def test_weights_can_be_filled_within_inference_mode_and_without() -> None:
+    memory = WeightMemory()
+    with torch.inference_mode():
+        memory.empty((4096,), torch.float32).copy_(torch.ones(4096))
+    memory.empty((4096,), torch.float32).copy_(torch.ones(4096))
+
+
+def test_other_devices_have_their_own() -> None:
+    assert empty_weight((4, 5000), torch.float16, torch.device("meta")).device.type == "meta"
+
+
+def flags_at(address: int) -> str:
+    """VmFlags of the mapping that an address is in."""
+    is_found = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            is_found = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif is_found and line.startswith("VmFlags:"):
+            return line
+    raise AssertionError("no mapping holds the address")
+
+
+def mapped_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
