@@ -8,6 +8,7 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,7 @@ from cost_curves import (
     verdict,
 )
 from decode_steps import WARM_UP_STEPS, MeasuredSteps, RunningRequests
-from machine_state import BandwidthProbe, CpuMeter
+from machine_state import BandwidthProbe, CpuMeter, wait_until_memory_stands
 from plots import plot_record
 from quire import LLM
 from quire.cli.collect_env import environment
@@ -32,6 +33,8 @@ REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 REQUEST_CONTEXTS = (128, 512)
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192)
 CONTEXT_REQUESTS = (1, 16)
+_UNTIL_PAGES_COME_S = 2
+"""The engine begins to bring its KV cache's pages after a second: steps of an engine that has run for a while are meant."""
 _DRIFT_TOKENS = 256
 """That a request gets on average beyond its prompt, while others are added to it and measured."""
 
@@ -112,6 +115,8 @@ def main() -> None:
     args = _arguments()
     bench = Bench.start("curves", args)
     with _open(bench) as llm:
+        time.sleep(_UNTIL_PAGES_COME_S)
+        wait_until_memory_stands(120)
         curves = Curves(bench, llm, BandwidthProbe(args.device), args.steps)
         by_requests = {
             f"requests, context {context}": curves.over_requests(args.requests, context)

@@ -112,6 +112,20 @@ def tree_cpu_s(process_ids: Collection[int]) -> float:
     return total
 
 
+def wait_until_memory_stands(limit_s: float, step_s: float = 0.5, level: int = 1 << 20) -> bool:
+    """Wait until this process's memory grows no more, `limit_s` at most; whether it stands."""
+    process = psutil.Process()
+    deadline = time.monotonic() + limit_s
+    before = process.memory_info().rss
+    while time.monotonic() < deadline:
+        time.sleep(step_s)
+        now = process.memory_info().rss
+        if now - before < level:
+            return True
+        before = now
+    return False
+
+
 def wait_until_quiet(limit_s: float, own: Collection[int], level: float = 0.05) -> bool:
     """Wait until others take less than `level` of the cores, `limit_s` at most; whether they do."""
     deadline = time.monotonic() + limit_s
