@@ -34,7 +34,7 @@ REQUEST_CONTEXTS = (128, 512)
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192)
 CONTEXT_REQUESTS = (1, 16)
 _UNTIL_PAGES_COME_S = 2
-"""The engine begins to bring its KV cache's pages after a second: steps of an engine that has run for a while are meant."""
+"""A second after its start the engine begins to bring its KV cache's pages: steps of one that has run are meant."""
 _DRIFT_TOKENS = 256
 """That a request gets on average beyond its prompt, while others are added to it and measured."""
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from roofline import filled_buffers
+
 PROBE_BYTES = 384 * 2**20
 
 
@@ -24,7 +26,7 @@ class BandwidthProbe:
 
     def __init__(self, device: str = "cpu", num_bytes: int = PROBE_BYTES) -> None:
         self._count = num_bytes // 12
-        self._buffers = [torch.full((self._count,), float(value), device=device) for value in range(3)]
+        self._buffers = filled_buffers(self._count, device)
         self._is_cuda = device.startswith("cuda")
 
     def bytes_per_s(self, passes: int = 3) -> float:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from quire.ops.weight_memory import empty_weight
 from shapes import Shape
 from workloads import Job
 
@@ -44,13 +45,19 @@ class MachineLimits:
 def measure_limits(device: str = "cpu") -> MachineLimits:
     """Measure bandwidth and matrix rate of the device; a few seconds."""
     count = BUFFER_BYTES // 4 // 3
-    a, b, c = (torch.full((count,), float(value), device=device) for value in range(3))
+    a, b, c = filled_buffers(count, device)
     read_s = _best_time(a.sum, device)
     triad_s = _best_time(lambda: torch.add(a, b, alpha=3.0, out=c), device)
     size = 2048 if device == "cpu" else 8192
     x = torch.randn(size, size, device=device).bfloat16()
     product_s = _best_time(lambda: torch.mm(x, x), device)
     return MachineLimits(4 * count / read_s, 12 * count / triad_s, 2 * size**3 / product_s)
+
+
+def filled_buffers(count: int, device: str) -> list[torch.Tensor]:
+    """Three of float32 [count], on large pages where the host has them: small ones would hide what memory can do."""
+    size = torch.Size((count,))
+    return [empty_weight(size, torch.float32, torch.device(device)).fill_(value) for value in range(3)]
 
 
 def _best_time(work: Callable[[], object], device: str, repeats: int = 10) -> float:

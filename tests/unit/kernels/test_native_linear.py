@@ -13,15 +13,27 @@ from quire.ops.linear import linear, pack_panels, unpack_panels
 from quire.testing.op_cases import OpCase
 from quire.testing.op_suite import OpConformance, core_spec
 from quire_kernels.native import bfloat16
+from quire_kernels.native.bfloat16 import DOT_PRODUCTS, MATRIX_TILES
 
 REFUSAL = bfloat16.vectors_refusal(DeviceInfo("cpu"), "bfloat16")
 if REFUSAL is not None:
     pytest.skip(REFUSAL, allow_module_level=True)
 
-from quire_kernels.linear.native import NativeLinear  # noqa: E402  # it binds the library when imported
+from quire_kernels.linear.native import Arguments, NativeLinear  # noqa: E402  # it binds the library when imported
 
-ROWS = (1, 2, 3, 4, 5, 7, 12, 13, 16, 17, 31, 32, 33, 48, 100, 241, 545)
-SHAPES = ((1, 2), (1024, 34), (16, 30), (17, 64), (32, 32), (70, 576), (130, 1000), (290, 896), (33, 1538))
+ROWS = (1, 2, 3, 4, 5, 7, 12, 13, 16, 17, 31, 32, 33, 48, 49, 64, 80, 100, 128, 241, 545)
+SHAPES = (
+    (1, 2),
+    (1024, 34),
+    (16, 30),
+    (17, 64),
+    (32, 32),
+    (70, 576),
+    (130, 1000),
+    (290, 896),
+    (33, 1538),
+    (1100, 320),
+)
 
 
 @pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"], autouse=True)
@@ -52,6 +64,40 @@ def test_equals_exact_sums(native: NativeLinear, outputs: int, inputs: int) -> N
             result = native(x, panels, some, outputs)
             assert result.dtype == torch.bfloat16 and result.is_contiguous()
             assert ((result.double() - right).abs() <= error).all(), f"{rows} rows"
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 30, 45, 64, 70, 128, 200])
+def test_writes_what_recorded_steps_fuse(native: NativeLinear, rows: int) -> None:
+    """The gate of an MLP, and the sum with the residual stream; there are spans of the 17 pairs of panels to pass."""
+    inputs, outputs = 480, 2 * 544
+    x, weight = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs, inputs).bfloat16() / 8
+    products = native(x, pack_panels(weight), None, outputs)
+    gates, values = products.chunk(2, dim=-1)
+    right = torch.nn.functional.silu(gates.double()) * values.double()
+    result = run(native, x, pack_panels(weight), outputs, is_gated=True)
+    assert ((result.double() - right).abs() <= 2**-6.9 * right.abs() + 2**-20).all()
+    residual = torch.randn(rows, outputs).bfloat16()
+    result = run(native, x, pack_panels(weight), outputs, residual=residual)
+    assert result.equal((products.float() + residual.float()).bfloat16())
+
+
+def run(
+    native: NativeLinear,
+    x: torch.Tensor,
+    panels: torch.Tensor,
+    outputs: int,
+    *,
+    is_gated: bool = False,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The kernel with arguments that only recorded steps give; its output begins as NaN."""
+    out = torch.full((len(x), outputs // 2 if is_gated else outputs), torch.nan, dtype=torch.bfloat16)
+    at = None if residual is None else residual.data_ptr()
+    with_dots, with_amx = native._instructions >= DOT_PRODUCTS, native._instructions == MATRIX_TILES
+    sizes = (len(x), x.shape[1], outputs, x.stride(0))
+    pointers = (x.data_ptr(), panels.data_ptr(), None, at, out.data_ptr())
+    native._kernel(Arguments(*pointers, *sizes, is_gated, torch.get_num_threads(), with_dots, with_amx))
+    return out
 
 
 def test_rows_do_not_mix(native: NativeLinear) -> None:
