@@ -47,12 +47,11 @@ def test_the_pages_are_asked_to_be_large() -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
 def test_memory_is_free_when_its_weights_are_gone() -> None:
     memory = WeightMemory(chunk_bytes=MIB)
-    weights = [memory.empty((8 * MIB,), torch.uint8).fill_(1) for _ in range(8)]
-    memory.empty((8 * MIB,), torch.uint8)  # the last chunk is kept for what comes
+    weights = [memory.empty((size,), torch.uint8).fill_(1) for size in [MIB // 4] * 40 + [8 * MIB] * 8]
     with_all = mapped_bytes()
     weights.clear()
     gc.collect()
-    assert with_all - mapped_bytes() >= 60 * MIB
+    assert with_all - mapped_bytes() >= 70 * MIB  # of 74; the last small chunk is kept for what comes
 
 
 def test_where_the_system_grants_no_chunk_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None:

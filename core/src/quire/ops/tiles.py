@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from quire.api.errors import ShapeError
-from quire.ops.weight_memory import empty_weight
 
 TILE = 16
 """Output features of a tile."""
@@ -53,8 +52,7 @@ def pack_tiles(values: Tensor, bits: int) -> Tensor:
     words = values.view(tiles, TILE, inputs // per_word, per_word)[..., list(INPUT_ORDER[bits])]
     if bits == 4:
         words = words[..., 0::2] | (words[..., 1::2] << 4)
-    words = words.transpose(1, 2)
-    return empty_weight(words.shape, words.dtype, words.device).copy_(words).view(torch.int32).squeeze(-1)
+    return words.transpose(1, 2).contiguous().view(torch.int32).squeeze(-1)
 
 
 def unpack_tiles(weight: Tensor, bits: int) -> Tensor:

@@ -6,6 +6,7 @@ about a fifth faster (measured: 21 to 27 GB/s by two cores, 12 to 15 by one).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import threading
@@ -51,17 +52,21 @@ class WeightMemory:
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """An uninitialized tensor of the host."""
         size = math.prod(shape) * dtype.itemsize
-        if size < _LEAST_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-            return torch.empty(shape, dtype=dtype)
+        weight = None
+        if size >= _LEAST_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError, OverflowError, ValueError):  # torch says what there is to say
+                weight = self._cut(shape, dtype, size)
+        return torch.empty(shape, dtype=dtype, device="cpu") if weight is None else weight
+
+    def _cut(self, shape: Sequence[int], dtype: torch.dtype, size: int) -> Tensor | None:
+        if size > self._chunk_bytes // 2:  # one of its own, which goes with it
+            return _Chunk(size + _ALIGNMENT).take(shape, dtype)
         with self._lock:
             weight = None if self._chunk is None else self._chunk.take(shape, dtype)
             if weight is None:
-                try:
-                    self._chunk = _Chunk(max(size + _ALIGNMENT, self._chunk_bytes))
-                except (OSError, ValueError):  # torch says what there is to say
-                    return torch.empty(shape, dtype=dtype)
+                self._chunk = _Chunk(self._chunk_bytes)
                 weight = self._chunk.take(shape, dtype)
-        return torch.empty(shape, dtype=dtype) if weight is None else weight
+            return weight
 
 
 _shared = WeightMemory()

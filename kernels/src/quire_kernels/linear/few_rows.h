@@ -10,7 +10,6 @@
 #define INPUT_BYTES (28 << 10)
 #define FEW_ROWS 128
 #define MOST_BLOCKS 4 /* that are multiplied together */
-#define GROUPS (FEW_ROWS / BLOCK_ROWS / MOST_BLOCKS)
 #define GROUP_FLOATS (MOST_BLOCKS * 2 * TILE_FLOATS)
 #define KEPT 16 /* sums of a panel and group of blocks */
 
@@ -105,7 +104,7 @@ INLINE void multiply_groups(const Linear *p, int64_t panel, int64_t last, int64_
     char packed[INPUT_BYTES] __attribute__((aligned(64)));
     float kept[KEPT][GROUP_FLOATS] __attribute__((aligned(64)));
     const int64_t rows = quotient_up(p->rows, blocks * groups), steps = steps_of(p), last_row = p->rows - rows;
-    const int64_t parts = quotient_up(steps, INPUT_BYTES / (blocks * rows * STEP * 2)), span = KEPT / groups >> p->is_gated;
+    const int64_t parts = quotient_up(steps ? steps : 1, INPUT_BYTES / (blocks * rows * STEP * 2)), span = KEPT / groups >> p->is_gated;
     Waiting waiting = {0};
     configure_tiles(rows);
     for (; panel < last; panel += span) {

@@ -57,7 +57,7 @@ typedef struct {
 } Span;
 
 static void multiply_span(const Linear *p, const Span *s) {
-    int64_t steps = steps_of(p), parts = quotient_up(steps, CHUNK_STEPS), pairs = quotient_up(s->blocks, 2);
+    int64_t steps = steps_of(p), parts = quotient_up(steps ? steps : 1, CHUNK_STEPS), pairs = quotient_up(s->blocks, 2);
     int64_t panels = s->last_panel - s->first_panel, all = p->is_gated ? 2 * panels : panels;
     Waiting waiting = {0};
     for (int64_t part = 0, number = 0; part < parts; part++) {

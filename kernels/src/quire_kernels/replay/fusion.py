@@ -129,6 +129,8 @@ def _with_sum(
     out = _pointer(call, total)
     if other is None or out is None or other.buffer == _pointer(layer, "out").buffer:  # type: ignore[union-attr]  # it has one
         return None
+    if other.buffer == out.buffer:  # rows that two of the layer's blocks share are written twice
+        return None
     return _with_output(layer, call, out, replace(other, field_offset=Linear.residual.offset))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from quire.api.protocols import Ops
 from quire.nn.linear_method import LinearShape
 from quire.nn.tiles import TILE, inputs_per_word, pack_tiles, tile_columns
+from quire.nn.weight_memory import empty_weight
 
 _CHUNK_WEIGHTS = 1 << 18
 """How many weights are unpacked at a time: 256 kB, so that repacking needs no second copy of a layer."""
@@ -63,7 +64,7 @@ class IntegerWeights:
 def pack_rows(shape: LinearShape, bits: int, read_rows: ReadRows) -> Tensor:
     """A layer's integers in tiles, int32 [tiles, K * bits / 32, 16], read some tiles at a time."""
     tiles, words = -(-shape.out_features // TILE), shape.in_features // inputs_per_word(bits)
-    packed = torch.empty(tiles, words, TILE, dtype=torch.int32, device=shape.device)
+    packed = empty_weight((tiles, words, TILE), torch.int32, shape.device)
     step = max(1, _CHUNK_WEIGHTS // (TILE * shape.in_features))
     for first in range(0, tiles, step):
         rows = slice(first * TILE, min((first + step) * TILE, shape.out_features))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quire.nn.linear_method import LinearShape, TensorSlot
 from quire.nn.tiles import TILE, inputs_per_word, pack_tiles, tile_columns
+from quire.nn.weight_memory import empty_weight
 from quire_quantization.on_the_fly.rounding import RoundedRows
 from quire_quantization.on_the_fly.workers import Crew
 
@@ -60,7 +61,7 @@ class QuantizedOnLoad(nn.Module):
         words = shape.in_features // inputs_per_word(rounding.bits)
 
         def table(columns: int, dtype: torch.dtype) -> Tensor:
-            made = torch.empty(tiles, columns, TILE, dtype=dtype, device=shape.device)
+            made = empty_weight((tiles, columns, TILE), dtype, shape.device)
             made[-1:].zero_()  # the last tile may have rows that no tensor fills
             return made
 
