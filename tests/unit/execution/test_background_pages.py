@@ -17,6 +17,7 @@ from quire.execution.host_memory import BackgroundPages, lazy_zeros
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux brings pages on demand")
 
 PAGES = 700
+NO_HUGE_PAGES = 15  # MADV_NOHUGEPAGE of Linux
 
 
 def num_resident(cache: torch.Tensor) -> int:
@@ -29,7 +30,11 @@ def num_resident(cache: torch.Tensor) -> int:
 
 
 def make_cache() -> torch.Tensor:
-    return lazy_zeros((PAGES * mmap.PAGESIZE // 64, 64), torch.uint8)
+    """A cache of small pages, which can be counted."""
+    cache = lazy_zeros((PAGES * mmap.PAGESIZE // 64, 64), torch.uint8)
+    address, size = ctypes.c_void_p(cache.data_ptr()), ctypes.c_size_t(cache.nbytes)
+    ctypes.CDLL(None).madvise(address, size, NO_HUGE_PAGES)
+    return cache
 
 
 def test_all_pages_come_and_contents_stay() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from quire.execution.host_memory import lazy_zeros
 from quire.ops import weight_memory
 from quire.ops.weight_memory import WeightMemory, empty_weight
 
@@ -39,9 +40,10 @@ def test_a_weight_that_is_larger_than_a_chunk_gets_one_of_its_own() -> None:
     not Path("/proc/self/smaps").exists() or not hasattr(mmap, "MADV_HUGEPAGE"),
     reason="what pages there are is read from Linux's /proc",
 )
-def test_the_pages_are_asked_to_be_large() -> None:
+def test_the_pages_of_weights_and_kv_caches_are_asked_to_be_large() -> None:
     weight = empty_weight((4 * MIB,), torch.uint8, torch.device("cpu"))
     assert "hg" in flags_at(weight.data_ptr() + 2 * MIB)
+    assert "hg" in flags_at(lazy_zeros((4 * MIB,), torch.uint8).data_ptr() + 2 * MIB)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
