@@ -12,6 +12,7 @@ import torch
 
 from quire.execution.host_memory import lazy_zeros
 from quire.ops import weight_memory
+from quire.ops.linear import pack_panels
 from quire.ops.weight_memory import WeightMemory, empty_weight
 
 MIB = 1 << 20
@@ -44,6 +45,8 @@ def test_the_pages_of_weights_and_kv_caches_are_asked_to_be_large() -> None:
     weight = empty_weight((4 * MIB,), torch.uint8, torch.device("cpu"))
     assert "hg" in flags_at(weight.data_ptr() + 2 * MIB)
     assert "hg" in flags_at(lazy_zeros((4 * MIB,), torch.uint8).data_ptr() + 2 * MIB)
+    panels = pack_panels(torch.zeros(2048, 1024, dtype=torch.bfloat16))
+    assert "hg" in flags_at(panels.data_ptr())
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
