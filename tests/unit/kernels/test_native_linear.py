@@ -21,7 +21,7 @@ if REFUSAL is not None:
 
 from quire_kernels.linear.native import Arguments, NativeLinear  # noqa: E402  # it binds the library when imported
 
-ROWS = (1, 2, 3, 4, 5, 7, 12, 13, 16, 17, 31, 32, 33, 48, 49, 64, 80, 100, 128, 241, 545)
+ROWS = (1, 2, 3, 4, 5, 7, 12, 13, 16, 17, 31, 32, 33, 48, 49, 64, 80, 100, 128, 129, 190, 241, 545)
 SHAPES = (
     (1, 2),
     (1024, 34),
@@ -66,7 +66,7 @@ def test_equals_exact_sums(native: NativeLinear, outputs: int, inputs: int) -> N
             assert ((result.double() - right).abs() <= error).all(), f"{rows} rows"
 
 
-@pytest.mark.parametrize("rows", [1, 3, 16, 30, 45, 64, 70, 128, 200])
+@pytest.mark.parametrize("rows", [1, 3, 16, 30, 45, 64, 70, 128, 133, 180, 200])
 def test_writes_what_recorded_steps_fuse(native: NativeLinear, rows: int) -> None:
     """The gate of an MLP, and the sum with the residual stream; there are spans of the 17 pairs of panels to pass."""
     inputs, outputs = 480, 2 * 544

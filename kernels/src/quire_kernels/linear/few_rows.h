@@ -1,17 +1,19 @@
-/* Products of up to 128 rows by AMX: what counts is that weights come from memory all the time.
+/* Products of up to 192 rows by AMX: what counts is that weights come from memory all the time.
 
    Reads that miss the L1 cache wait in the same few line buffers as weights that come from memory, so that reading and
    multiplying add up instead of overlapping. Hence inputs stay in the L1 cache, INPUT_BYTES of them at a time: a part of
-   the steps, in the order in which tiles are loaded; a span of panels passes them, whose sums are kept until all parts
-   have come. While a panel's part is multiplied, the lines of the next one are asked for evenly, into the L2 cache. */
+   the steps of a group of blocks, copied before into the order in which tiles are loaded; a span of panels passes them,
+   whose sums are kept until all parts have come. While a panel's part is multiplied, the lines of the next one are asked
+   for evenly, into the L2 cache; of how many it is best to ask (LINES) was measured. */
 
 #include "tiles.h"
 
 #define INPUT_BYTES (28 << 10)
-#define FEW_ROWS 128
+#define MOST_ROWS 192
 #define MOST_BLOCKS 4 /* that are multiplied together */
 #define GROUP_FLOATS (MOST_BLOCKS * 2 * TILE_FLOATS)
 #define KEPT 16 /* sums of a panel and group of blocks */
+#define LINES(groups) ((groups) == 1 ? 4 : (groups) == 2 ? 1 : 2) /* with each product of three or four blocks */
 
 #define ASK_FOR(lines) \
     for (int i = 0; i < (lines); i++, coming += LINE_ELEMENTS) _mm_prefetch((const char *)coming, _MM_HINT_T1)
@@ -83,8 +85,8 @@ INLINE void multiply_four(const Linear *p, const char *x, const uint16_t *weight
     }
 }
 
-/* Copies steps of a group's inputs: [steps][blocks][rows][STEP]. */
-INLINE void pack_group(const Linear *p, char *to, int64_t first, int64_t rows, int64_t step, int64_t steps, const int blocks) {
+/* Copies a part of the steps of a group's inputs: [steps][blocks][rows][STEP]. */
+INLINE void pack_part(const Linear *p, char *to, int64_t first, int64_t rows, int64_t step, int64_t steps, const int blocks) {
     for (int64_t block = 0; block < blocks; block++)
         for (int64_t row = 0; row < rows; row++) {
             const uint16_t *from = p->x + (least(first + block * rows, p->rows - rows) + row) * p->row_stride + step * STEP;
@@ -99,14 +101,19 @@ INLINE const uint16_t *passing_at(const Linear *p, int64_t panel, int64_t i, int
     return panel_at(p, panel + i / 2 + (i % 2 ? panels_of(p) : 0), step);
 }
 
-/* Groups of equally many blocks, of equally many rows: the last ones may share some with those before. */
-INLINE void multiply_groups(const Linear *p, int64_t panel, int64_t last, int64_t groups, const int blocks) {
-    char packed[INPUT_BYTES] __attribute__((aligned(64)));
+/* Groups of equally many blocks, of equally many rows: the last ones may share some with those before. `packed` has room
+   for all of their inputs: [parts][groups][steps of a part][blocks][rows][STEP]. */
+INLINE void multiply_groups(const Linear *p, char *packed, int64_t panel, int64_t last, const int64_t groups, const int blocks) {
     float kept[KEPT][GROUP_FLOATS] __attribute__((aligned(64)));
     const int64_t rows = quotient_up(p->rows, blocks * groups), steps = steps_of(p), last_row = p->rows - rows;
-    const int64_t parts = quotient_up(steps ? steps : 1, INPUT_BYTES / (blocks * rows * STEP * 2)), span = KEPT / groups >> p->is_gated;
+    const int64_t step_bytes = blocks * rows * STEP * 2, span = KEPT / groups >> p->is_gated;
+    const int64_t parts = quotient_up(steps ? steps : 1, INPUT_BYTES / step_bytes);
     Waiting waiting = {0};
     configure_tiles(rows);
+    for (int64_t part = 0; part < parts; part++)
+        for (int64_t group = 0, step = steps * part / parts, some = steps * (part + 1) / parts - step; group < groups; group++)
+            pack_part(p, packed + (step * groups + group * some) * step_bytes, group * blocks * rows, rows, step, some, blocks);
+    __asm__ volatile("" : : "r"(packed) : "memory"); /* GCC 12 does not know that tiles are loaded from it */
     for (; panel < last; panel += span) {
         int64_t count = least(span, last - panel) << p->is_gated;
         for (int64_t part = 0, step = 0, some; part < parts; part++, step += some) {
@@ -114,8 +121,7 @@ INLINE void multiply_groups(const Linear *p, int64_t panel, int64_t last, int64_
             const int64_t next_panel = part + 1 < parts ? panel : panel + span, next_step = part + 1 < parts ? step + some : 0;
             for (int64_t group = 0; group < groups; group++) {
                 const int64_t first = group * blocks * rows;
-                pack_group(p, packed, first, rows, step, some, blocks);
-                __asm__ volatile("" : : "r"(packed) : "memory"); /* GCC 12 does not know that tiles are loaded from it */
+                const char *inputs = packed + (step * groups + group * some) * step_bytes;
                 for (int64_t i = 0; i < count; i++) {
                     const uint16_t *weight = passing_at(p, panel, i, step), *coming;
                     if (group) coming = passing_at(p, next_panel, i, next_step);
@@ -123,9 +129,8 @@ INLINE void multiply_groups(const Linear *p, int64_t panel, int64_t last, int64_
                     else coming = passing_at(p, next_panel, 0, next_step);
                     if (groups > 1 && !group) coming += some * HALF_ELEMENTS; /* the first half has come with the last group */
                     float *sums = kept[i * groups + group];
-                    if (blocks == 2) multiply_two(p, packed, weight, some, rows, sums, part > 0, coming, &waiting);
-                    else if (groups == 1) multiply_four(p, packed, weight, some, rows, sums, part > 0, coming, 4, &waiting, blocks);
-                    else multiply_four(p, packed, weight, some, rows, sums, part > 0, coming, 2, &waiting, blocks);
+                    if (blocks == 2) multiply_two(p, inputs, weight, some, rows, sums, part > 0, coming, &waiting);
+                    else multiply_four(p, inputs, weight, some, rows, sums, part > 0, coming, LINES(groups), &waiting, blocks);
                     if (part + 1 < parts || (p->is_gated && i % 2 == 0)) continue; /* what is missing comes */
                     const float *gates = p->is_gated ? kept[(i - 1) * groups + group] : 0;
                     waiting = (Waiting){sums, gates, panel + (i >> p->is_gated), rows, first, last_row, blocks * rows, 0, 0};
@@ -187,11 +192,24 @@ INLINE void multiply_in_place(const Linear *p, int64_t panel, int64_t last) {
     write_rest(p, &second);
 }
 
-static void multiply_few(const Linear *p, int64_t first, int64_t last) {
+/* 0, or 1 where memory is short. */
+static int multiply_few(const Linear *p, int64_t first, int64_t last) {
     int64_t blocks = quotient_up(p->rows, BLOCK_ROWS), groups = quotient_up(blocks, MOST_BLOCKS);
-    if (blocks == 1) multiply_in_place(p, first, last);
-    else if (blocks == 2) multiply_groups(p, first, last, 1, 2);
-    else if (quotient_up(blocks, groups) == 3) multiply_groups(p, first, last, groups, 3);
-    else multiply_groups(p, first, last, groups, 4);
+    if (blocks == 1) {
+        multiply_in_place(p, first, last);
+    } else {
+        blocks = quotient_up(blocks, groups);
+        char *packed = aligned_alloc(64, groups * blocks * BLOCK_ROWS * (steps_of(p) + 1) * STEP * sizeof *p->x);
+        if (!packed) return 1;
+        if (blocks == 2) multiply_groups(p, packed, first, last, 1, 2);
+        else if (groups == 1 && blocks == 3) multiply_groups(p, packed, first, last, 1, 3);
+        else if (groups == 1) multiply_groups(p, packed, first, last, 1, 4);
+        else if (groups == 2 && blocks == 3) multiply_groups(p, packed, first, last, 2, 3);
+        else if (groups == 2) multiply_groups(p, packed, first, last, 2, 4);
+        else if (blocks == 3) multiply_groups(p, packed, first, last, 3, 3);
+        else multiply_groups(p, packed, first, last, 3, 4);
+        free(packed);
+    }
     _tile_release();
+    return 0;
 }

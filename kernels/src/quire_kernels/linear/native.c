@@ -4,7 +4,7 @@
    A panel holds 32 outputs; each of its steps 32 inputs, as two halves of 16 pairs of inputs for 16 outputs: both the
    operand of VDPBF16PS and two AMX tiles, read in the order in which they lie. Threads share the panels.
 
-   One row is multiplied by VDPBF16PS, others by AMX (up to 128 or many); without AMX all by VDPBF16PS; without both all
+   One row is multiplied by VDPBF16PS, others by AMX (up to 192 or many); without AMX all by VDPBF16PS; without both all
    are widened to float32. See dots.h, few_rows.h, many_rows.h and vectors.h. */
 
 #include "linear.h"
@@ -25,10 +25,7 @@
 #include "many_rows.h"
 
 static int linear_amx(const Linear *p, int64_t first, int64_t last) {
-    if (p->rows <= FEW_ROWS && p->inputs % STEP == 0) {
-        multiply_few(p, first, last);
-        return 0;
-    }
+    if (p->rows <= MOST_ROWS && p->inputs % STEP == 0) return multiply_few(p, first, last);
     int64_t blocks = least(quotient_up(p->rows, BLOCK_ROWS), CHUNK_BLOCKS);
     int64_t packed_bytes = blocks * steps_of(p) * TILE_BYTES, sums_floats = (SPAN * CHUNK_PAIRS + 2) * PAIR_FLOATS;
     char *packed = team_memory(packed_bytes + omp_get_num_threads() * sums_floats * (int64_t)sizeof(float));
