@@ -18,6 +18,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements-run.txt)
 PROJECTS := pyproject.toml core/pyproject.toml kernels/pyproject.toml plugins/models/pyproject.toml \
             plugins/quantization/pyproject.toml plugins/speculative/pyproject.toml plugins/serving/pyproject.toml
 NIGHTLY := benchmarks/results/nightly.txt
+AOT_RECORD := benchmarks/results/triton-aot.json
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
 .DEFAULT_GOAL := help
@@ -59,9 +60,9 @@ test-web: $(STAMPS)/dev ## tests that need a browser, npm or litellm; lists what
 test-gpu: $(STAMPS)/dev ## the tests that need a GPU; lists what was skipped, and why
 	$(BIN)/python -m pytest -m gpu -rs $(PYTEST_ARGS)
 
-nightly: $(STAMPS)/dev ## the full sets; the summary goes to benchmarks/results/nightly.txt
+nightly: $(STAMPS)/dev ## the full sets; the summary and what GPU kernels take go to benchmarks/results/
 	@mkdir -p $(dir $(NIGHTLY))
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "nightly or slow" -n $(WORKERS) --dist worksteal -p no:cacheprovider $(PYTEST_ARGS) >$(NIGHTLY).tmp 2>&1; status=$$?; \
+	OMP_NUM_THREADS=1 QUIRE_AOT_RECORD=$(AOT_RECORD) $(BIN)/python -m pytest -m "nightly or slow" -n $(WORKERS) --dist worksteal -p no:cacheprovider $(PYTEST_ARGS) >$(NIGHTLY).tmp 2>&1; status=$$?; \
 	{ date -u '+%Y-%m-%dT%H:%MZ'; git rev-parse HEAD 2>/dev/null; tail -n 40 $(NIGHTLY).tmp; } >$(NIGHTLY); \
 	cat $(NIGHTLY).tmp; rm -f $(NIGHTLY).tmp; exit $$status
 
