@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import psutil
 import torch
 
-from roofline import filled_buffers
+from roofline import best_time, filled_buffers
 
 PROBE_BYTES = 384 * 2**20
+PROBE_S = 0.5
+"""Three passes after a pause found two thirds of the bandwidth."""
 
 
 class BandwidthProbe:
-    """Measures the bandwidth of the moment, in a tenth of a second or so.
+    """Measures the bandwidth of the moment, in half a second or so.
 
     Machines that are shared change theirs within minutes: a fraction of the limit needs the limit of then.
 
@@ -27,21 +29,14 @@ class BandwidthProbe:
     def __init__(self, device: str = "cpu", num_bytes: int = PROBE_BYTES) -> None:
         self._count = num_bytes // 12
         self._buffers = filled_buffers(self._count, device)
-        self._is_cuda = device.startswith("cuda")
+        self._device = device
 
-    def bytes_per_s(self, passes: int = 3) -> float:
-        """The better of reading and of `c = a + 3 b`, each the best of some passes."""
+    def bytes_per_s(self, seconds: float = PROBE_S) -> float:
+        """The better of reading and of `c = a + 3 b`, each the best of the passes that the time has room for."""
         a, b, c = self._buffers
-        read_s = min(self._seconds(a.sum) for _ in range(passes))
-        triad_s = min(self._seconds(lambda: torch.add(a, b, alpha=3.0, out=c)) for _ in range(passes))
+        read_s = best_time(a.sum, self._device, seconds / 2)
+        triad_s = best_time(lambda: torch.add(a, b, alpha=3.0, out=c), self._device, seconds / 2)
         return max(4 * self._count / read_s, 12 * self._count / triad_s)
-
-    def _seconds(self, work: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        work()
-        if self._is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
 
 
 @dataclass(slots=True, frozen=True)

@@ -46,11 +46,11 @@ def measure_limits(device: str = "cpu") -> MachineLimits:
     """Measure bandwidth and matrix rate of the device; a few seconds."""
     count = BUFFER_BYTES // 4 // 3
     a, b, c = filled_buffers(count, device)
-    read_s = _best_time(a.sum, device)
-    triad_s = _best_time(lambda: torch.add(a, b, alpha=3.0, out=c), device)
+    read_s = best_time(a.sum, device)
+    triad_s = best_time(lambda: torch.add(a, b, alpha=3.0, out=c), device)
     size = 2048 if device == "cpu" else 8192
     x = torch.randn(size, size, device=device).bfloat16()
-    product_s = _best_time(lambda: torch.mm(x, x), device)
+    product_s = best_time(lambda: torch.mm(x, x), device)
     return MachineLimits(4 * count / read_s, 12 * count / triad_s, 2 * size**3 / product_s)
 
 
@@ -60,15 +60,18 @@ def filled_buffers(count: int, device: str) -> list[torch.Tensor]:
     return [empty_weight(size, torch.float32, torch.device(device)).fill_(value) for value in range(3)]
 
 
-def _best_time(work: Callable[[], object], device: str, repeats: int = 10) -> float:
-    best = float("inf")
-    for _ in range(repeats):
+def best_time(work: Callable[[], object], device: str, seconds: float = 1.0) -> float:
+    """Of runs for so long: cores that slept are slow for a while, and the first tenths of a second say little."""
+    best, end = float("inf"), time.perf_counter() + seconds
+    while True:
         start = time.perf_counter()
         work()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+        now = time.perf_counter()
+        best = min(best, now - start)
+        if now >= end:
+            return best
 
 
 @dataclass(slots=True)

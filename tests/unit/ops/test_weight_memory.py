@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gc
 import mmap
-import re
 from pathlib import Path
 
 import pytest
 import torch
+from large_pages import NEEDS_LARGE_PAGES, flags_at
 
 from quire.execution.host_memory import lazy_zeros
 from quire.ops import weight_memory
@@ -37,10 +37,7 @@ def test_a_weight_that_is_larger_than_a_chunk_gets_one_of_its_own() -> None:
     large.zero_()
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/smaps").exists() or not hasattr(mmap, "MADV_HUGEPAGE"),
-    reason="what pages there are is read from Linux's /proc",
-)
+@NEEDS_LARGE_PAGES
 def test_the_pages_of_weights_and_kv_caches_are_asked_to_be_large() -> None:
     weight = empty_weight((4 * MIB,), torch.uint8, torch.device("cpu"))
     assert "hg" in flags_at(weight.data_ptr() + 2 * MIB)
@@ -77,17 +74,6 @@ def test_weights_can_be_filled_within_inference_mode_and_without() -> None:
 
 def test_other_devices_have_their_own() -> None:
     assert empty_weight((4, 5000), torch.float16, torch.device("meta")).device.type == "meta"
-
-
-def flags_at(address: int) -> str:
-    """VmFlags of the mapping that an address is in."""
-    is_found = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            is_found = int(bounds[1], 16) <= address < int(bounds[2], 16)
-        elif is_found and line.startswith("VmFlags:"):
-            return line
-    raise AssertionError("no mapping holds the address")
 
 
 def mapped_bytes() -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from large_pages import NEEDS_LARGE_PAGES, flags_at
 from torch import Tensor
 
 from ct_layers import (
@@ -150,6 +151,14 @@ def test_the_summary_names_method_and_op(tmp_path: Path, scheme: Scheme, method:
     [module] = load(tmp_path, scheme)[1].modules
     assert (module.method, module.op) == (f"compressed-tensors {method}", op)
     assert bool(module.reason) == (op == "pack_quantized_linear")
+
+
+@NEEDS_LARGE_PAGES
+@pytest.mark.parametrize("scheme", [Scheme(), ROUNDED[0], FLOATS[0]], ids=name_of)
+def test_weights_lie_on_large_pages(tmp_path: Path, scheme: Scheme) -> None:
+    _, loaded = load(tmp_path, replace(scheme, outputs=256, inputs=256))
+    largest = max(loaded.linear.buffers(), key=lambda tensor: tensor.nbytes)
+    assert "hg" in flags_at(largest.data_ptr())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

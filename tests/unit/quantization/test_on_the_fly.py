@@ -12,6 +12,7 @@ from weakref import ref
 
 import pytest
 import torch
+from large_pages import NEEDS_LARGE_PAGES, flags_at
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -140,6 +141,13 @@ def test_int8_integers_by_hand() -> None:
         [-127, 64, 0, 2, 0, -2, 1, 0],
     ]
     assert scales[:, 0].tolist() == pytest.approx([0.01, 0.0, 2.0], rel=1e-7)
+
+
+@NEEDS_LARGE_PAGES
+@pytest.mark.parametrize("method", [Int8Method(OPS), Int4Method(OPS, 128, True)], ids=["int8", "int4"])
+def test_weights_lie_on_large_pages(method: LinearMethod) -> None:
+    largest = max(load(method, a=randoms(256, 256)).buffers(), key=lambda tensor: tensor.nbytes)
+    assert "hg" in flags_at(largest.data_ptr())
 
 
 def test_int4_integers_by_hand() -> None:

@@ -3,8 +3,8 @@
    Reads that miss the L1 cache wait in the same few line buffers as weights that come from memory, so that reading and
    multiplying add up instead of overlapping. Hence inputs stay in the L1 cache, INPUT_BYTES of them at a time: a part of
    the steps of a group of blocks, copied before into the order in which tiles are loaded; a span of panels passes them,
-   whose sums are kept until all parts have come. While a panel's part is multiplied, the lines of the next one are asked
-   for evenly, into the L2 cache; of how many it is best to ask (LINES) was measured. */
+   whose sums are kept until all parts have come. While a panel's part is multiplied, lines of the next one are asked for
+   evenly, into the L2 cache: all of them by one group, some where groups share the panel (LINES, which was measured). */
 
 #include "tiles.h"
 
@@ -127,7 +127,7 @@ INLINE void multiply_groups(const Linear *p, char *packed, int64_t panel, int64_
                     if (group) coming = passing_at(p, next_panel, i, next_step);
                     else if (i + 1 < count) coming = passing_at(p, panel, i + 1, step);
                     else coming = passing_at(p, next_panel, 0, next_step);
-                    if (groups > 1 && !group) coming += some * HALF_ELEMENTS; /* the first half has come with the last group */
+                    if (groups > 1 && !group) coming += some * HALF_ELEMENTS; /* the first half is left to the other groups */
                     float *sums = kept[i * groups + group];
                     if (blocks == 2) multiply_two(p, inputs, weight, some, rows, sums, part > 0, coming, &waiting);
                     else multiply_four(p, inputs, weight, some, rows, sums, part > 0, coming, LINES(groups), &waiting, blocks);
