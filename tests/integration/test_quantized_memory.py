@@ -214,7 +214,7 @@ def test_memory_of_a_load(name: str, tmp_path: Path) -> None:
         "less is resident than the model holds: the measure is wrong"
     )
     assert resident <= method.max_ratio * in_16_bits + large.plain_bytes + SLACK_BYTES
-    assert found["peak"] <= found["loaded"] + 2 * large.largest_bytes + SLACK_BYTES
+    assert found["peak"] <= found["loaded"] + 2 * large.largest_bytes + SLACK_BYTES / 2
     if method.config is not None:
         assert resident <= 1.1 * large.disk_bytes
 
